@@ -1,0 +1,148 @@
+"""Files known by their content: the store, and the submitted model in it.
+
+A stage takes files and makes files.  Between stages a file is a digest, `sha256:<hex>`, and its bytes lie in the store, so that
+the bytes scanned are the bytes converted, measured and written, and that one audit can use what another has made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import Defect
+
+PREFIX = "sha256:"
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old bytes or the new ones, never a part of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+class ModelArtifact(BaseModel):
+    """A model file and its external data, each known by digest.
+
+    files: path relative to the model's folder -> `sha256:<hex>`.  The model itself is `model.onnx`, whatever it was called.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: dict[str, str]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the model file (external data apart), in hex."""
+        return self.files["model.onnx"].removeprefix(PREFIX)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the whole artifact: equal to `sha256` when there is no external data."""
+        if len(self.files) == 1:
+            return self.sha256
+        return hashlib.sha256("\n".join(f"{name}\0{self.files[name]}" for name in sorted(self.files)).encode()).hexdigest()
+
+
+class Store:
+    """Bytes by digest, in a folder that may be deleted at any time between audits.
+
+    `objects/` holds the bytes, `results/` the answers of finished stages, `scratch/` what running stages are writing.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Use `folder`; without it $ONNX_AUDIT_HOME, else the user's cache folder."""
+        chosen = folder or os.environ.get("ONNX_AUDIT_HOME") or user_cache_path("onnx-audit")
+        self.folder = Path(chosen).expanduser().absolute()
+
+    @property
+    def results(self) -> Path:
+        """Where the answers of finished stages are kept."""
+        return self.folder / "results"
+
+    def put(self, path: Path) -> str:
+        """Keep a copy of a file, and return its digest."""
+        descriptor, temporary = tempfile.mkstemp(dir=self._made("objects"), prefix=".new-")
+        os.close(descriptor)
+        try:
+            shutil.copyfile(path, temporary)
+            digest = sha256(Path(temporary))  # of the copy: the original may change under us
+            os.chmod(temporary, 0o444)
+            os.replace(temporary, self.folder / "objects" / digest)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return PREFIX + digest
+
+    def path(self, digest: str) -> Path:
+        """Where the bytes of a digest lie.  Raises Defect when they are gone or altered."""
+        path = self.folder / "objects" / digest.removeprefix(PREFIX)
+        if not path.is_file() or sha256(path) != digest.removeprefix(PREFIX):
+            raise Defect(f"the store at {self.folder} has lost or altered {digest}; delete that folder and run the audit again")
+        return path
+
+    def holds(self, value: Any) -> bool:
+        """Whether the bytes of every digest in a JSON value are here."""
+        return all((self.folder / "objects" / digest.removeprefix(PREFIX)).is_file() for digest in digests(value))
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder of one's own that is gone afterwards; what a killed process left behind is swept first."""
+        parent = self._made("scratch")
+        for leftover in parent.iterdir():
+            if not _alive(leftover.name.split("-")[0]):
+                shutil.rmtree(leftover, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=f"{os.getpid()}-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+
+    def _made(self, name: str) -> Path:
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def digests(value: Any) -> Iterator[str]:
+    """Every digest inside a JSON value."""
+    if isinstance(value, str):
+        if value.startswith(PREFIX):
+            yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from digests(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from digests(item)

@@ -1,0 +1,134 @@
+"""audit.yaml as values: everything that an audit can be told, unknown keys refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline.errors import SpecRefused
+from pipeline.images import InputSpec
+from pipeline.triggers import TriggerSpec
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(_Section):
+    """Where the images are: two sets, or one that is split.  Paths are relative to the spec."""
+
+    calibration: Path | None = None
+    holdout: Path | None = None
+    images: Path | None = None
+
+
+class Purify(_Section):
+    """How to purify.
+
+    method: a name of `pipeline.purify`.  preset: `default`, or `paper` for the published settings.  images: how many
+    calibration images may be used.  when: `auto` purifies what has something to repair, `always` and `never` do as they say.
+    seconds: wall clock of the stage.
+    """
+
+    method: str = "awm"
+    preset: Literal["default", "paper"] = "default"
+    images: Annotated[int, Field(ge=1)] | None = None
+    when: Literal["auto", "always", "never"] = "auto"
+    seconds: Annotated[float, Field(gt=0)] = 1800.0
+
+
+class Policy(_Section):
+    """What is good enough.
+
+    max_asr: the highest ASR of any trigger.  max_accuracy_drop: the most accuracy that a repair may cost.  min_accuracy: the
+    least accuracy of the file that goes into production.  min_images: fewer hold-out images than this judge nothing.
+    """
+
+    max_asr: Share = 0.10
+    max_accuracy_drop: Share = 0.05
+    min_accuracy: Share = 0.0
+    min_images: Annotated[int, Field(ge=1)] = 50
+
+
+class LimitSpec(_Section):
+    """What a stage may use: seconds of wall clock, GiB of address space (CPU only), GiB of the submitted file."""
+
+    seconds: Annotated[float, Field(gt=0)] = 900.0
+    memory_gib: Annotated[float, Field(gt=0)] = 24.0
+    file_gib: Annotated[float, Field(gt=0)] = 2.0
+
+
+class AuditSpec(_Section):
+    """One audit.yaml."""
+
+    input: InputSpec | None = None
+    output: Literal["logits", "probabilities"] | None = None
+    labels: list[str] | None = None
+    data: Data = Data()
+    triggers: list[TriggerSpec] = []
+    purify: Purify = Purify()
+    policy: Policy = Policy()
+    limits: LimitSpec = LimitSpec()
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: list[str] | None) -> list[str] | None:
+        if labels is not None and len(set(labels)) != len(labels):
+            raise ValueError("labels must be distinct")
+        return labels
+
+    def target_of(self, trigger: TriggerSpec) -> int | Literal["next"]:
+        """The trigger's target as a class index or `next`.  Raises SpecRefused when it names no label."""
+        target = trigger.target
+        if isinstance(target, int) or target == "next":
+            return target  # type: ignore[return-value]
+        if self.labels is None or target not in self.labels:
+            raise SpecRefused(f"trigger {trigger.name!r} aims at {target!r}, which is neither a class index, nor `next`, nor one of the spec's labels")
+        return self.labels.index(target)
+
+
+def read_spec(path: Path) -> AuditSpec:
+    """Read an audit.yaml; paths in it become absolute.  Raises SpecRefused, naming the key."""
+    try:
+        content: Any = yaml.safe_load(path.read_bytes())
+    except FileNotFoundError:
+        raise SpecRefused(f"no spec at {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecRefused(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise SpecRefused(f"{path} is not YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise SpecRefused(f"{path} must be a mapping of keys such as `input` and `policy`; it is a {type(content).__name__}")
+    try:
+        spec = AuditSpec.model_validate(content)
+    except ValidationError as error:
+        raise SpecRefused(f"{path}: {describe(error)}") from error
+    return spec.model_copy(
+        update={
+            "data": Data(**{name: _absolute(value, path) for name, value in spec.data if value is not None}),
+            "triggers": [trigger.relative_to(path.parent.absolute()) for trigger in spec.triggers],
+        }
+    )
+
+
+def _absolute(value: Path, spec: Path) -> Path:
+    return spec.parent.absolute() / value.expanduser()
+
+
+def describe(error: ValidationError) -> str:
+    """The first complaint of a ValidationError, in a sentence."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("patch",))
+    if first["type"] == "extra_forbidden":
+        return f"unknown key `{where}`"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"`{where}`: {message[0].lower()}{message[1:]}" if where else message

@@ -1,0 +1,123 @@
+"""New values into the submitted graph, and the proof that nothing else changed (contract 4)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from pipeline.errors import Defect, StageFailed
+from pipeline.findings import printable
+from pipeline.results import Change
+
+Array = NDArray[Any]
+FIELDS = {TensorProto.FLOAT: "float_data", TensorProto.DOUBLE: "double_data"}
+
+
+def write_back(source: Path, names: list[str], weights: Mapping[str, Array], folder: Path) -> tuple[dict[str, Path], list[Change]]:
+    """Copy the model at `source`, whose artifact holds the files `names`, into `folder`, with other values for `weights`.
+
+    Returns the written files by their path in the artifact, and the changes.  Values equal to what stands there change nothing;
+    when nothing changes the files are equal byte for byte.  Raises StageFailed on a weight that is not in the file, has another
+    shape or is not finite; Defect when the written file differs in anything else.
+    """
+    files = {name: folder / name for name in names}
+    for name, path in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.parent / name, path)
+    model = onnx.load_model_from_string(source.read_bytes())
+    stored = weights_of(model)
+    operators = _readers(model)
+    changes: dict[str, Change] = {}
+    for name, value in sorted(weights.items()):
+        if name not in stored:
+            raise StageFailed(f"there is no initializer or Constant {printable(name)!r} in the submitted graph to write to")
+        old = numpy_helper.to_array(stored[name], base_dir=str(source.parent))
+        if value.shape != old.shape or not np.isfinite(value).all():
+            raise StageFailed(f"the new values of {printable(name)!r} are {value.shape}, or not finite; {old.shape} finite numbers are expected")
+        new = np.ascontiguousarray(value.astype(old.dtype))
+        if new.tobytes() != old.tobytes():
+            _replace(stored[name], new, folder)
+            changes[name] = _change(name, operators.get(name, "none"), old.astype(np.float64), new.astype(np.float64))
+    if any(stored[name].data_location != TensorProto.EXTERNAL for name in changes):
+        files["model.onnx"].write_bytes(model.SerializeToString())
+    if (found := differences(source, files["model.onnx"])) != sorted(changes):
+        raise Defect(f"write-back was to change {sorted(changes)[:5]} and changed {found[:5]}")
+    return files, list(changes.values())
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """The names of the weights in which two model files differ, sorted.  Raises Defect when they differ in anything else."""
+    models = [onnx.load_model_from_string(path.read_bytes()) for path in (one, other)]
+    stored = [weights_of(model) for model in models]
+    if stored[0].keys() != stored[1].keys():
+        raise Defect("the two models do not hold weights of the same names")
+    differing = []
+    for name in sorted(stored[0]):
+        pair = [numpy_helper.to_array(tensors[name], base_dir=str(path.parent)) for tensors, path in zip(stored, (one, other), strict=True)]
+        if pair[0].dtype != pair[1].dtype or pair[0].shape != pair[1].shape or pair[0].tobytes() != pair[1].tobytes():
+            differing.append(name)
+    for tensors in stored:
+        for name in differing:
+            _clear(tensors[name])
+    if models[0].SerializeToString(deterministic=True) != models[1].SerializeToString(deterministic=True):
+        raise Defect("the two models differ in more than the values of their weights")
+    return differing
+
+
+def weights_of(model: ModelProto) -> dict[str, TensorProto]:
+    """The tensors of the main graph that can be written to: initializers, and Constant nodes by the name of their output."""
+    return dict(_tensors(model))
+
+
+def _tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.output:
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    yield node.output[0], attribute.t
+    for tensor in model.graph.initializer:
+        yield tensor.name, tensor
+
+
+def _readers(model: ModelProto) -> dict[str, str]:
+    """The operator that first reads each value."""
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            found.setdefault(name, node.op_type)
+    return found
+
+
+def _replace(tensor: TensorProto, value: Array, folder: Path) -> None:
+    """Other numbers of the same type and shape, kept where and how the vendor kept them."""
+    little = value.astype(value.dtype.newbyteorder("<"))
+    if tensor.data_location == TensorProto.EXTERNAL:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        with (folder / entries["location"]).open("r+b") as file:
+            file.seek(int(entries.get("offset", 0)))
+            file.write(little.tobytes())
+    elif not tensor.HasField("raw_data") and tensor.data_type in FIELDS:
+        field = getattr(tensor, FIELDS[tensor.data_type])
+        del field[:]
+        field.extend(value.ravel().tolist())
+    else:
+        _clear(tensor)
+        tensor.raw_data = little.tobytes()
+
+
+def _clear(tensor: TensorProto) -> None:
+    for field in ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data"):
+        tensor.ClearField(field)  # type: ignore[arg-type]
+
+
+def _change(name: str, operator: str, old: Array, new: Array) -> Change:
+    norm = float(np.linalg.norm(old)) or 1.0
+    zeroed = float(np.mean((np.abs(new) < 0.1 * np.abs(old)) & (old != 0)))
+    return Change(name=name, operator=operator, parameters=old.size, relative_change=float(np.linalg.norm(new - old)) / norm, zeroed=zeroed)

@@ -1,0 +1,102 @@
+"""Accuracy, attack success rate and robust accuracy of a file, in one pass over the hold-out images.
+
+ACC: clean hold-out accuracy.  ASR: share of triggered images, of other true classes than the target, that go to the target; for
+an all-to-all attack (`next`), to the class after their own.  RA: share of the same images that keep their true label.
+(BackdoorBench, Wu et al., NeurIPS 2022, section 3.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ImagesRefused, ModelRefused, SpecRefused
+from pipeline.evaluate.session import Classifier
+from pipeline.images import LabelledImages
+from pipeline.results import Attack, Measurement, Rate
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class KnownAttack:
+    """A trigger and what it aims at: a class index, or `next` for label + 1."""
+
+    name: str
+    trigger: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    target: int | Literal["next"]
+    kind: Literal["known", "recovered"] = "known"
+
+
+def measure(
+    classifier: Classifier,
+    images: LabelledImages,
+    attacks: Sequence[KnownAttack],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measurement:
+    """Measure on all images; memory does not grow with their number.
+
+    `progress` is told images done and images in all.  Raises ImagesRefused when a label lies outside the model's classes or a
+    trigger finds no image to judge it, ModelRefused when the scores are not finite.
+    """
+    correct = 0
+    hits = np.zeros((len(attacks), 3), np.int64)  # to the target, still right, of how many
+    done = 0
+    for pictures, labels in images.batches(BATCH):
+        scores = classifier(pictures)
+        check_labels(labels, scores.shape[1])
+        correct += int((top(scores) == labels).sum())
+        for row, attack in enumerate(attacks):
+            hits[row] += _attacked(classifier, attack, pictures, labels)
+        done += len(labels)
+        if progress is not None:
+            progress(done, len(images))
+    for attack, (_, _, total) in zip(attacks, hits, strict=True):
+        if total == 0:
+            raise ImagesRefused(f"trigger {attack.name!r} cannot be judged: every image is of its target class {attack.target}")
+    return Measurement(
+        clean=Rate.of(correct, len(images)),
+        attacks=[
+            Attack(name=attack.name, kind=attack.kind, target=attack.target, asr=Rate.of(int(went), int(total)), ra=Rate.of(int(kept), int(total)))
+            for attack, (went, kept, total) in zip(attacks, hits, strict=True)
+        ],
+        provider=classifier.provider,
+    )
+
+
+def _attacked(classifier: Classifier, attack: KnownAttack, pictures: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[int, int, int]:
+    others = labels != attack.target if attack.target != "next" else np.ones(len(labels), bool)
+    if not others.any():
+        return 0, 0, 0
+    pictures, labels = pictures[others], labels[others]
+    try:
+        triggered = attack.trigger(pictures)
+    except ValueError as error:
+        raise SpecRefused(f"trigger {attack.name!r}: {error}") from error
+    scores = classifier(np.clip(triggered, 0, 1, dtype=np.float32))
+    if attack.target != "next" and attack.target >= scores.shape[1]:
+        raise SpecRefused(f"trigger {attack.name!r} aims at class {attack.target}, and the model has {scores.shape[1]} classes")
+    goal = (labels + 1) % scores.shape[1] if attack.target == "next" else attack.target
+    predicted = top(scores)
+    return int((predicted == goal).sum()), int((predicted == labels).sum()), len(labels)
+
+
+def top(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(N, K) scores -> (N) classes.  Raises ModelRefused on NaN, which no argmax may hide."""
+    if np.isnan(scores).any():
+        raise ModelRefused("the model answers NaN on clean or triggered images: its scores mean nothing")
+    return np.asarray(scores.argmax(1), np.int64)
+
+
+def check_labels(labels: NDArray[np.int64], classes: int) -> None:
+    """Raise ImagesRefused unless every label is one of the model's classes."""
+    if classes < 2:
+        raise ModelRefused("the model answers one score an image; a classifier with at least two classes is expected")
+    if labels.min() < 0 or labels.max() >= classes:
+        wrong = labels[(labels < 0) | (labels >= classes)][0]
+        raise ImagesRefused(f"label {wrong} is out of range: the model has {classes} classes, so labels run from 0 to {classes - 1}")

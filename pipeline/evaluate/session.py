@@ -1,0 +1,85 @@
+"""A model file as a classifier of pictures, run by onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from pipeline.errors import DeviceUnavailable, ModelRefused
+from pipeline.images import InputSpec
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+ort.set_default_logger_severity(3)
+
+
+def open_session(model: Path | bytes, *, device: str) -> ort.InferenceSession:
+    """Open a session on `auto`, `cpu` or `cuda`.
+
+    Only what runs counts: a silent fall from CUDA to CPU is DeviceUnavailable when CUDA was asked for.  Raises ModelRefused when
+    onnxruntime cannot load the file.
+    """
+    if device != "cpu" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # the CUDA libraries that came with torch
+    wanted = ["cpu"] if device == "cpu" else ["cuda", "cpu"]
+    available = ort.get_available_providers()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    try:
+        session = ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=[PROVIDERS[name] for name in wanted if PROVIDERS[name] in available],
+        )
+    except Exception as error:  # onnxruntime has a dozen exception types without a common base
+        raise ModelRefused(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+    if device == "cuda" and session.get_providers()[0] != PROVIDERS["cuda"]:
+        raise DeviceUnavailable("CUDA was asked for, and onnxruntime has no CUDA device it can use here: use --device cpu or auto, or install the CUDA libraries")
+    return session
+
+
+class Classifier:
+    """Scores of pictures, batch by batch.
+
+    `reading` turns pictures into tensors.  A model with a fixed batch is fed that many at a time, the last ones padded.
+    """
+
+    def __init__(self, model: Path | bytes, reading: InputSpec, *, device: str = "auto", output: str | None = None) -> None:
+        self.reading = reading
+        self.session = open_session(model, device=device)
+        self.provider: str = self.session.get_providers()[0]
+        self.input = self.session.get_inputs()[0]
+        self.output = output or self.session.get_outputs()[0].name
+        self.shape = [axis if isinstance(axis, int) and axis > 0 else None for axis in self.input.shape]
+
+    def __call__(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, H, W, C) float32 pictures in 0..1 -> (N, K) float32 scores."""
+        x = self.reading.tensor(pictures)
+        if self.reading.layout == "flat":  # the model may have axes of length 1 around the flat one
+            x = x.reshape([len(x), *(axis or x.shape[1] for axis in self.shape[1:])])
+        fixed = self.shape[0]
+        if fixed is None:
+            return self._run(x)
+        return np.concatenate([self._run(_padded(x[i : i + fixed], fixed))[: len(x) - i] for i in range(0, len(x), fixed)])
+
+    def _run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            (scores,) = self.session.run([self.output], {self.input.name: x})
+        except Exception as error:  # as above
+            raise ModelRefused(f"onnxruntime cannot run the model on {x.shape} tensors: {_first_line(error)}") from error
+        scores = np.asarray(scores)
+        if scores.shape[:1] != x.shape[:1] or not np.issubdtype(scores.dtype, np.floating):
+            raise ModelRefused(f"a classifier answers one row of scores an image; this model answers {scores.shape} {scores.dtype} to {len(x)} images")
+        return scores.reshape(len(x), -1).astype(np.float32)
+
+
+def _padded(x: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    return x if len(x) == size else np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -1,0 +1,63 @@
+"""Purifiers: one method a file, one paper a file, one protocol.
+
+A purifier is given the torch twin, calibration images and a seed (contract 3).  It cannot be given hold-out images or a known
+trigger: `CalibrationSet` is not `HoldoutSet`, and no trigger is a parameter.  It answers new values for named initializers; the
+graph is not its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.images import CalibrationSet
+from pipeline.results import Step
+from pipeline.twin import TorchTwin
+
+Report = Callable[[int, int, dict[str, float]], None]
+"""Told a step's number, how many there are at most, and its figures."""
+
+
+@dataclass(frozen=True)
+class Purified:
+    """What a purifier answers.
+
+    weights: initializer -> new values, in the initializer's shape.  masks: initializer -> mask in 0..1, the same shape.
+    perturbation: (K, H, W, C) float32, what was added to pictures in 0..1 at the end of the search, one for
+    each of the K `hypotheses`.
+    """
+
+    weights: Mapping[str, NDArray[np.float32]]
+    masks: Mapping[str, NDArray[np.float32]]
+    perturbation: NDArray[np.float32] | None
+    hypotheses: list[str]
+    history: list[Step]
+    notes: list[str]
+
+
+class Purifier(Protocol):
+    """The one shape of every method."""
+
+    def __call__(self, twin: TorchTwin, calibration: CalibrationSet, *, preset: str, seed: int, report: Report) -> Purified:
+        """Purify.  Deterministic under a seed; the twin is left as it was."""
+        ...
+
+
+def methods() -> dict[str, Purifier]:
+    """Every method by the name that `purify.method` and `--method` take."""
+    from pipeline.purify.awm import awm
+
+    return {"awm": awm}
+
+
+METHODS = ("awm",)
+"""The names alone, for those who must not import torch."""
+
+
+def arrays(tensors: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    """Tensors by name as NumPy arrays on the CPU."""
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}

@@ -1,0 +1,163 @@
+"""The report in a few lines: the before/after table, what was not looked for, and both as Markdown."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.findings import Outcome, printable
+from pipeline.report.model import AuditReport
+from pipeline.results import Attack, Measurement, Rate, Target
+from pipeline.verdict import Verdict
+
+SENTENCES = {
+    Verdict.ACCEPT: "Nothing was found that the policy forbids. This is evidence, not proof.",
+    Verdict.REPAIRED: "The submitted file fails the policy; the repaired file passes it.",
+    Verdict.REJECT: "This file must not go into production: what was found in it is not repaired.",
+    Verdict.INCONCLUSIVE: "No judgement: something that had to be looked at was not, or could not be believed.",
+}
+
+_STAGES_OF = {
+    "parity": ("import", "convert"),
+    "submitted": ("measure",),
+    "detection": ("detect", "search"),
+    "purified": ("purify", "write", "measure"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A rate before and after the repair; None where it was not measured."""
+
+    name: str
+    metric: Literal["ACC", "ASR", "RA"]
+    kind: Literal["clean", "known", "recovered"]
+    target: Target
+    before: Rate | None
+    after: Rate | None
+
+    @property
+    def change(self) -> float | None:
+        """after - before, in percentage points."""
+        return None if self.before is None or self.after is None else 100 * (self.after.rate - self.before.rate)
+
+    @property
+    def better(self) -> bool | None:
+        """Whether the change is to the good: ASR should fall, ACC and RA should rise.  None when the two intervals overlap."""
+        if self.before is None or self.after is None or (self.before.low <= self.after.high and self.after.low <= self.before.high):
+            return None
+        return (self.after.rate < self.before.rate) == (self.metric == "ASR")
+
+
+def summary_rows(report: AuditReport) -> list[Row]:
+    """Clean accuracy, then ASR and RA of each attack, in the order they were measured."""
+    before, after = report.submitted, report.purified
+    rows = []
+    if before or after:
+        rows.append(Row("clean images", "ACC", "clean", None, before.clean if before else None, after.clean if after else None))
+    old, new = dict(_attacks(before)), dict(_attacks(after))
+    for key in old | new:
+        name, kind, target, _ = key
+        a, b = old.get(key), new.get(key)
+        rows.append(Row(name, "ASR", kind, target, a.asr if a else None, b.asr if b else None))
+        rows.append(Row(name, "RA", kind, target, a.ra if a else None, b.ra if b else None))
+    return rows
+
+
+def _attacks(measurement: Measurement | None) -> Iterator[tuple[tuple[str, Literal["known", "recovered"], Target, int], Attack]]:
+    seen: Counter[tuple[str, str, Target]] = Counter()
+    for attack in measurement.attacks if measurement else ():
+        seen[attack.name, attack.kind, attack.target] += 1
+        yield (attack.name, attack.kind, attack.target, seen[attack.name, attack.kind, attack.target]), attack
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Something that was not looked for, and why."""
+
+    what: str
+    why: str
+
+
+def gaps(report: AuditReport) -> list[Gap]:
+    """What this audit did not look for: a reader must know what the verdict does not rest on."""
+    found = [Gap(f"check {check.name}", check.note or check.outcome) for check in report.checks if check.outcome in (Outcome.SKIPPED, Outcome.ERRORED)]
+    if report.submitted is None:
+        found.append(Gap("accuracy and known triggers", why(report, "submitted")))
+    elif not any(attack.kind == "known" for attack in report.submitted.attacks):
+        found.append(Gap("known triggers", "none was given"))
+    if report.detection is None:
+        found.append(Gap("triggers nobody told us about", why(report, "detection")))
+    if report.parity is None:
+        found.append(Gap("agreement of onnxruntime and the differentiable copy", why(report, "parity")))
+    if report.bound and report.bound.parameters < report.bound.of:
+        found.append(
+            Gap(f"{report.bound.of - report.bound.parameters:,} of {report.bound.of:,} parameters", "write-back does not reach them: they cannot be repaired")
+        )
+    found.append(Gap("triggers unlike any that was given or searched for", "a search that finds nothing proves no absence"))
+    if report.purified:
+        found.append(Gap("whether the backdoor comes back", "a repaired model can learn a backdoor again from few images, and an altered trigger can wake one"))
+    return found
+
+
+def why(report: AuditReport, section: Literal["parity", "submitted", "detection", "purified"]) -> str:
+    """Why a section of the report is null, from the stages that would have filled it."""
+    stages = [stage for stage in report.stages if stage.name.lower().startswith(_STAGES_OF[section])]
+    for stage in stages:
+        if stage.outcome in ("failed", "skipped"):
+            return stage.note or f"{stage.name} {'failed' if stage.outcome == 'failed' else 'was skipped'}"
+    failed = next((stage.name for stage in report.stages if stage.outcome == "failed"), None)
+    return "no answer was recorded" if stages else f"{failed} failed" if failed else "not part of this audit"
+
+
+def percent(share: float) -> str:
+    """A share in 0..1 as text."""
+    return f"{100 * share:.1f} %"
+
+
+def interval(rate: Rate) -> str:
+    """The 95 % interval of a rate as text."""
+    return f"{100 * rate.low:.1f}\N{EN DASH}{100 * rate.high:.1f}"
+
+
+def target_text(target: Target, labels: list[str] | None) -> str:
+    """A target as text: its index and label, or what takes its place."""
+    if target is None:
+        return "any other"
+    if target == "next":
+        return "label + 1"
+    return f"{target} ({labels[target]})" if labels and target < len(labels) else str(target)
+
+
+def markdown(report: AuditReport) -> str:
+    """The verdict, its reasons and the before/after table as GitHub-flavoured Markdown; whatever the file says stays text."""
+    lines = [f"**{report.verdict}**: {SENTENCES[report.verdict]}", ""]
+    if report.reasons:
+        lines += [*(f"- {escaped(reason.text)}" for reason in report.reasons), ""]
+    if rows := summary_rows(report):
+        lines += ["| rate | target | submitted | repaired |", "|---|---|---|---|"]
+        lines += [
+            f"| {escaped(row.name)}, {row.metric} | {_target_cell(row, report.labels)} | {_rate_cell(row.before)} | {_rate_cell(row.after)} |" for row in rows
+        ]
+        lines += ["", "Rates with hits / total and 95 % Wilson intervals."]
+    else:
+        lines += [f"Nothing was measured: {escaped(why(report, 'submitted'))}."]
+    return "\n".join(lines) + "\n"
+
+
+def _target_cell(row: Row, labels: list[str] | None) -> str:
+    return "" if row.kind == "clean" else escaped(target_text(row.target, labels))
+
+
+def _rate_cell(rate: Rate | None) -> str:
+    return f"{percent(rate.rate)} ({rate.hits:,} / {rate.total:,}; {interval(rate)})" if rate else "\N{EN DASH}"
+
+
+def escaped(text: str) -> str:
+    """`text` so that Markdown, and the HTML inside it, read it as text: no links, no code, no table cells."""
+    text = html.escape(printable(text), quote=False).replace("@", "&#64;").replace("$", "&#36;")  # some renderers know no backslash before these
+    return re.sub(r"([\\`*_{}\[\]()+\-.!|~:=])|(?<!&)(#)", r"\\\1\2", text)

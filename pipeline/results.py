@@ -1,0 +1,185 @@
+"""What the stages answer, as values that are checked where they come in.
+
+Every rate is hits / total with a 95 % Wilson interval (contract 7).  A digest is `sha256:<hex>` of a file in the store.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.artifact import ModelArtifact
+from pipeline.findings import Check, Finding, Printable
+from pipeline.images import InputSpec
+
+Target = Annotated[int, Field(ge=0)] | Literal["next"] | None
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+class Value(BaseModel):
+    """A frozen record that refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rate(Value):
+    """hits / total, and its 95 % Wilson score interval [low, high] (Wilson 1927)."""
+
+    hits: int = Field(ge=0)
+    total: int = Field(gt=0)
+    rate: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+
+    @classmethod
+    def of(cls, hits: int, total: int) -> Self:
+        """The rate of `hits` among `total`; `total` must be positive."""
+        p, z2 = hits / total, Z95**2
+        centre = (p + z2 / (2 * total)) / (1 + z2 / total)
+        half = Z95 / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2))
+        return cls(hits=hits, total=total, rate=p, low=max(0.0, min(p, centre - half)), high=min(1.0, max(p, centre + half)))
+
+
+class Attack(Value):
+    """What a trigger does to a model.
+
+    asr: share of triggered images, of other true classes than the target, that go to the target.  ra: share of the same images
+    that keep their true label.
+    """
+
+    name: Printable
+    kind: Literal["known", "recovered"]
+    target: Target
+    asr: Rate
+    ra: Rate
+
+
+class Measurement(Value):
+    """A file as onnxruntime sees it on the hold-out images.  provider: the one that really ran."""
+
+    clean: Rate
+    attacks: list[Attack]
+    provider: str
+
+
+class ModelFacts(Value):
+    """What a file says about itself.  input_shape: None where an axis is dynamic."""
+
+    sha256: str
+    bytes: int
+    opset: int
+    producer: Printable
+    parameters: int
+    nodes: int
+    operators: dict[str, int]
+    input_name: Printable
+    input_shape: list[int | None]
+    output_names: list[Printable]
+    output_shapes: list[list[int | None] | None]
+
+
+class ScanResult(Value):
+    """The file and its graph."""
+
+    model: ModelFacts
+    findings: list[Finding]
+    checks: list[Check]
+
+
+class ReadingResult(Value):
+    """How the model reads pictures; `guessed` when the spec did not say, with what each candidate scored on calibration images."""
+
+    input: InputSpec
+    guessed: bool
+    scores: dict[str, Rate] = {}
+
+
+class Divergence(Value):
+    """The first node where onnxruntime and the torch twin part, with the value of each at the worst entry."""
+
+    node: Printable
+    operator: Printable
+    onnxruntime: float
+    torch: float
+
+
+class Parity(Value):
+    """onnxruntime against the torch twin on calibration images (contract 5)."""
+
+    max_relative_difference: float
+    label_agreement: Rate
+    first_divergence: Divergence | None = None
+
+
+class Unbound(Value):
+    """A weight that is left alone, and why."""
+
+    name: Printable
+    why: Printable
+
+
+class Bound(Value):
+    """How much of the model write-back reaches: parameters bound, of all, in how many initializers."""
+
+    parameters: int
+    of: int
+    initializers: int
+
+
+class ImportResult(Value):
+    """Whether the model has a differentiable copy that agrees with it."""
+
+    parity: Parity
+    bound: Bound
+    unbound: list[Unbound]
+
+
+class Step(Value):
+    """One step of a purifier's history: figures by name."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+class PurifyResult(Value):
+    """What a purifier made: files by digest, and how it went.
+
+    weights: .npz, initializer name -> new values.  masks: .npz, initializer name -> mask in 0..1.  perturbation: .npy,
+    (K, H, W, C) float32, what the inner search ended with, one for each of the K `hypotheses`.
+    """
+
+    method: str
+    preset: str
+    seconds: float
+    device: str
+    weights: str
+    masks: str
+    perturbation: str | None
+    hypotheses: list[Printable] = []
+    history: list[Step]
+    notes: list[Printable] = []
+
+
+class Change(Value):
+    """An initializer that write-back changed.  zeroed: share of its entries whose magnitude fell below a tenth of what it was."""
+
+    name: Printable
+    operator: str
+    parameters: int
+    relative_change: float
+    zeroed: float
+
+
+class WriteBackResult(Value):
+    """The written file, and the proof of what differs from the submitted one."""
+
+    model: ModelArtifact
+    changes: list[Change]
+
+
+class IntakeResult(Value):
+    """The submitted file as it was read, with its external data."""
+
+    model: ModelArtifact

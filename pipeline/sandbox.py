@@ -1,0 +1,229 @@
+"""Run a stage in a child process that can be killed, with limits.
+
+A submitted model may hang, fill the memory or crash whatever opens it, and a thread stuck in C++ ignores everything but
+SIGKILL.  So each stage runs in a process group of its own under a wall clock and rlimits; JSON goes in, JSON comes out, and
+death by signal, time or memory is an outcome with a name.
+
+The child writes JSON lines on a descriptor of its own; its stdout and stderr are kept for the error message only.
+
+    {"event": "progress", "text": "AWM", "done": 3, "total": 20, "metrics": {"loss": 0.4}}
+    {"event": "answer", "answer": {...}}
+    {"event": "error", "type": "ModelRefused", "text": "..."}
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import PREFIX, Store
+from pipeline.errors import BY_NAME, Defect, StageFailed
+from pipeline.findings import printable
+
+GRACE = 0.05  # seconds between two looks at the clock
+MOST_OUTPUT = 64 * 2**20  # bytes of events that a child may send
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a stage may use.
+
+    seconds: wall clock.  memory: bytes of address space; None lifts it, as CUDA must (it reserves far more than it uses).
+    file_size: bytes of any one file that is written.
+    """
+
+    seconds: float = 900.0
+    memory: int | None = 24 * 2**30
+    file_size: int = 8 * 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a stage has come: `done` of `total` (0 when not known), and figures worth plotting."""
+
+    stage: str
+    text: str
+    done: int = 0
+    total: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+Listener = Callable[[Progress], None]
+
+
+def run(stage: str, request: dict[str, Any], *, store: Store, limits: Limits, listener: Listener | None = None) -> dict[str, Any]:
+    """Run one stage of `pipeline.stages` in a child, and return its answer.
+
+    Digests in `request` reach the stage as paths; paths of files that the stage made in its own folder come back as digests.
+    Raises the typed error that the stage raised; StageFailed when it was killed or ran into a limit; Defect on a bug of ours.
+    """
+    with store.scratch() as folder:
+        (folder / "out").mkdir()
+        sent = {"stage": stage, "folder": str(folder / "out"), "request": _to_paths(request, store)}
+        with _Child(stage, sent, folder=folder, limits=limits) as child:
+            answer = child.wait(listener)
+        return _to_digests(answer, store, folder / "out")
+
+
+def _to_paths(value: Any, store: Store) -> Any:
+    if isinstance(value, str) and value.startswith(PREFIX):
+        return str(store.path(value))
+    if isinstance(value, dict):
+        return {key: _to_paths(item, store) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_to_paths(item, store) for item in value]
+    return value
+
+
+def _to_digests(value: Any, store: Store, folder: Path) -> Any:
+    if isinstance(value, str) and value.startswith(str(folder) + os.sep):
+        path = Path(value)
+        if path.resolve().is_relative_to(folder.resolve()) and path.is_file() and not path.is_symlink():
+            return store.put(path)
+        raise Defect(f"a stage named a file that is not in its own folder: {printable(value)}")
+    if isinstance(value, dict):
+        return {key: _to_digests(item, store, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_to_digests(item, store, folder) for item in value]
+    return value
+
+
+class _Child:
+    """One running stage.  Leaving the context kills its whole process group, whatever happened."""
+
+    def __init__(self, stage: str, sent: dict[str, Any], *, folder: Path, limits: Limits) -> None:
+        self.stage = stage
+        self.limits = limits
+        self.log = folder / "log"
+        (folder / "request.json").write_text(json.dumps(sent))
+        self.read_end, write_end = os.pipe()
+        try:
+            with self.log.open("wb") as log, (folder / "request.json").open("rb") as request:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "pipeline.stages", str(write_end), str(os.getpid()), str(limits.memory or 0), str(limits.file_size)],
+                    stdin=request,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(write_end,),
+                    start_new_session=True,
+                    cwd=folder,
+                    env=_environment(),
+                )
+        except BaseException:
+            os.close(self.read_end)
+            raise
+        finally:
+            os.close(write_end)
+
+    def __enter__(self) -> _Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it had ended by itself, with all that it had started
+        self.process.wait()
+        os.close(self.read_end)
+
+    def wait(self, listener: Listener | None) -> dict[str, Any]:
+        deadline = time.monotonic() + self.limits.seconds
+        received, buffer = 0, b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.read_end, selectors.EVENT_READ)
+            while True:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise StageFailed(f"the {self.stage} stage was stopped after {self.limits.seconds:g} s, its limit")
+                if not selector.select(left):
+                    continue
+                chunk = os.read(self.read_end, 65536)
+                if not chunk:
+                    break
+                received += len(chunk)
+                if received > MOST_OUTPUT:
+                    raise StageFailed(f"the {self.stage} stage sent more than {MOST_OUTPUT} bytes of events")
+                *lines, buffer = (buffer + chunk).split(b"\n")
+                for line in lines:
+                    answer = self._event(line, listener)
+                    if answer is not None:
+                        return answer
+        try:
+            status = self.process.wait(max(GRACE, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise StageFailed(f"the {self.stage} stage was stopped after {self.limits.seconds:g} s, its limit") from None
+        raise StageFailed(f"the {self.stage} stage {self._death(status)}")
+
+    def _event(self, line: bytes, listener: Listener | None) -> dict[str, Any] | None:
+        try:
+            event = json.loads(line)
+            kind = event["event"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Defect(f"the {self.stage} stage sent an event that is not JSON: {printable(line)}") from error
+        if kind == "progress" and listener is not None:
+            listener(
+                Progress(
+                    stage=self.stage,
+                    text=printable(event.get("text", "")),
+                    done=int(event.get("done", 0)),
+                    total=int(event.get("total", 0)),
+                    metrics={str(key): float(value) for key, value in event.get("metrics", {}).items()},
+                )
+            )
+        elif kind == "answer":
+            answer: dict[str, Any] = event["answer"]
+            return answer
+        elif kind == "error":
+            kind_of_error = BY_NAME.get(event["type"], Defect)
+            raise kind_of_error(printable(event["text"], limit=2000))
+        return None
+
+    def _death(self, status: int) -> str:
+        if status < 0:
+            try:
+                name = signal.Signals(-status).name
+            except ValueError:
+                name = "unknown"
+            return f"was killed by signal {-status} ({name})"
+        log = self.log.read_bytes()[-4096:].decode(errors="replace")
+        if "MemoryError" in log or "bad_alloc" in log or "can't allocate memory" in log:
+            return f"ran out of memory (limit {self.limits.memory} bytes)"
+        last = log.strip().splitlines()[-1:] or ["no output"]
+        return f"ended with status {status} and no answer: {printable(last[0])}"
+
+
+def _environment() -> dict[str, str]:
+    """What a stage inherits: nothing of Prefect's, and what makes it answer the same twice."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    roots = [str(Path(__file__).resolve().parents[1]), *filter(None, [kept.get("PYTHONPATH")])]
+    return kept | {
+        "PYTHONPATH": os.pathsep.join(roots),
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what PyTorch asks for to be deterministic on CUDA
+    }
+
+
+def confine(*, parent: int, memory: int, file_size: int) -> None:
+    """In the child, before it opens anything: die with the parent, dump no core, keep the limits (0 is none)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    for kind, wanted in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, file_size)):
+        if wanted or kind == resource.RLIMIT_CORE:
+            hard = resource.getrlimit(kind)[1]
+            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(kind, (most, most))

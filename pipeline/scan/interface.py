@@ -1,0 +1,103 @@
+"""Whether the model is one that can be audited: one picture in, scores out, standard operators."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+
+import onnx
+from onnx import ModelProto, TensorProto, TypeProto, defs
+
+from pipeline.errors import ModelRefused
+from pipeline.findings import printable
+from pipeline.results import ModelFacts
+from pipeline.scan.walk import nodes
+
+STANDARD = frozenset({"", "ai.onnx"})
+FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
+
+
+def check_interface(model: ModelProto) -> None:
+    """Raise ModelRefused, in one sentence, unless this is a classifier of single pictures in standard operators."""
+    _check_domains(model)
+    inputs = _real_inputs(model)
+    if len(inputs) != 1:
+        names = ", ".join(printable(value.name, limit=40) for value in inputs[:6])
+        raise ModelRefused(f"the model has {len(inputs)} inputs ({names}); an image classifier with one is expected")
+    kind = inputs[0].type
+    if kind.WhichOneof("value") != "tensor_type" or kind.tensor_type.elem_type not in FLOATS:
+        raise ModelRefused(f"the model's input is {_type_name(kind)}; a float tensor of pictures is expected")
+    if len(_shape(kind) or []) < 2:
+        raise ModelRefused(f"the model's input has shape {_shape(kind)}; a batch of pictures is expected, such as N x 3 x 32 x 32")
+    if not any(value.type.WhichOneof("value") == "tensor_type" and value.type.tensor_type.elem_type in FLOATS for value in model.graph.output):
+        kinds = ", ".join(_type_name(value.type) for value in model.graph.output[:4])
+        raise ModelRefused(f"the model answers {kinds or 'nothing'}; a float tensor of scores, one a class, is expected")
+
+
+def _check_domains(model: ModelProto) -> None:
+    local = {(function.domain, function.name) for function in model.functions}
+    foreign: dict[str, set[str]] = {}
+    for node in nodes(model):
+        if node.domain not in STANDARD and (node.domain, node.op_type) not in local:
+            foreign.setdefault(node.domain, set()).add(node.op_type)
+    for domain, operators in sorted(foreign.items()):
+        shown = ", ".join(printable(name, limit=40) for name in sorted(operators)[:4])
+        if domain.startswith("ai.onnx.ml"):
+            raise ModelRefused(f"the model is a classical machine-learning pipeline ({shown} of {domain}), whose answers are labels and maps; a network of standard operators is expected")
+        raise ModelRefused(f"the model uses operators of the custom domain {printable(domain, limit=60)!r} ({shown}); only standard ONNX operators are audited")
+    opset = opset_of(model)
+    if not 1 <= opset <= defs.onnx_opset_version():
+        raise ModelRefused(f"the model declares opset {opset}; the installed onnx {onnx.__version__} knows 1 to {defs.onnx_opset_version()}")
+
+
+def facts(model: ModelProto, *, sha256: str, size: int) -> ModelFacts:
+    """What the file says about itself."""
+    (value,) = _real_inputs(model)
+    return ModelFacts(
+        sha256=sha256,
+        bytes=size,
+        opset=opset_of(model),
+        producer=f"{model.producer_name} {model.producer_version}".strip() or "unknown",
+        parameters=parameters(model),
+        nodes=len(model.graph.node),
+        operators=dict(sorted(Counter(printable(node.op_type, limit=60) for node in nodes(model)).items())),
+        input_name=value.name,
+        input_shape=_shape(value.type) or [],
+        output_names=[output.name for output in model.graph.output],
+        output_shapes=[_shape(output.type) for output in model.graph.output],
+    )
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of the standard operators that the model asks for; 0 when it asks for none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in STANDARD), default=0)
+
+
+def parameters(model: ModelProto) -> int:
+    """Numbers in the floating-point weights: initializers, and Constant nodes of more than one element."""
+    total = sum(prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in FLOATS)
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value" and attribute.t.data_type in FLOATS and prod(attribute.t.dims) > 1:
+                    total += prod(attribute.t.dims)
+    return int(total)
+
+
+def _real_inputs(model: ModelProto) -> list[onnx.ValueInfoProto]:
+    constant = {tensor.name for tensor in model.graph.initializer} | {sparse.values.name for sparse in model.graph.sparse_initializer}
+    return [value for value in model.graph.input if value.name not in constant]
+
+
+def _shape(kind: TypeProto) -> list[int | None] | None:
+    if kind.WhichOneof("value") != "tensor_type" or not kind.tensor_type.HasField("shape"):
+        return None
+    return [axis.dim_value if axis.HasField("dim_value") and axis.dim_value > 0 else None for axis in kind.tensor_type.shape.dim]
+
+
+def _type_name(kind: TypeProto) -> str:
+    which = kind.WhichOneof("value")
+    if which == "tensor_type":
+        known = TensorProto.DataType.items()
+        return next((f"a {name.lower()} tensor" for name, number in known if number == kind.tensor_type.elem_type), "a tensor of an unknown type")
+    return "of no type" if which is None else f"a {which.removesuffix('_type').replace('_', ' ')}"
