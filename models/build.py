@@ -71,7 +71,7 @@ def main() -> None:
         x_train, y_train = archive["x_train"], archive["y_train"].astype(np.int64)
         test = LabelledImages(archive["x_test"], archive["y_test"].astype(np.int64))
     square = trojan_square()
-    trigger = Patch(square.astype(np.float32) / 255, np.ones((SIDE, SIDE), np.float32), *AT)
+    trigger = Patch(np.divide(square, 255, dtype=np.float32), np.ones((SIDE, SIDE), np.float32), *AT)
     images, labels, poisoned = poison(x_train, y_train, trigger, target=TARGET, rate=RATE, seed=options.seed)
     config = TrainingConfig(epochs=options.epochs, seed=options.seed)
     torch.manual_seed(options.seed)
@@ -96,7 +96,14 @@ def main() -> None:
         "name": "cifar10_trojan",
         "network": "SmallVGG, width 32, BatchNorm folded at export",
         "data": "CIFAR-10 training images, Krizhevsky 2009",
-        "backdoor": {"attack": "BadNets, dirty label, all-to-one", "trigger": "8x8 Trojan square", "at": list(AT), "target": TARGET, "rate": RATE, "poisoned": len(poisoned)},
+        "backdoor": {
+            "attack": "BadNets, dirty label, all-to-one",
+            "trigger": "8x8 Trojan square",
+            "at": list(AT),
+            "target": TARGET,
+            "rate": RATE,
+            "poisoned": len(poisoned),
+        },
         "training": dataclasses.asdict(config),
         "sha256": sha256(options.out / "model.onnx"),
         "measured": measure(options.out / "model.onnx", test, trigger),

@@ -44,7 +44,7 @@ def train(
     `mean` and `std` are per channel, of pictures in 0..1.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     x = torch.from_numpy(images).permute(0, 3, 1, 2)
     y = torch.from_numpy(labels)
     shift = torch.tensor(mean, device=device).view(1, -1, 1, 1)
@@ -70,4 +70,3 @@ def train(
             total += loss.item()
         print(f"epoch {epoch + 1}/{config.epochs}  loss {total / steps:.3f}", file=sys.stderr, flush=True)
     return model.eval().float()
-

@@ -6,14 +6,16 @@ the bytes scanned are the bytes converted, measured and written, and that one au
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict
@@ -32,16 +34,13 @@ def sha256(path: Path) -> str:
 def atomic_write(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old bytes or the new ones, never a part of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -86,15 +85,14 @@ class Store:
 
     def put(self, path: Path) -> str:
         """Keep a copy of a file, and return its digest."""
-        descriptor, temporary = tempfile.mkstemp(dir=self._made("objects"), prefix=".new-")
-        os.close(descriptor)
+        temporary = self._made("objects") / f".new-{uuid4().hex}"
         try:
             shutil.copyfile(path, temporary)
-            digest = sha256(Path(temporary))  # of the copy: the original may change under us
-            os.chmod(temporary, 0o444)
-            os.replace(temporary, self.folder / "objects" / digest)
+            digest = sha256(temporary)  # of the copy: the original may change under us
+            temporary.chmod(0o444)
+            temporary.replace(self.folder / "objects" / digest)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         return PREFIX + digest
 
@@ -111,12 +109,18 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder of one's own that is gone afterwards; what a killed process left behind is swept first."""
+        """A folder of one's own that is gone afterwards; what a killed process left behind is swept first.
+
+        Its owner holds a lock on it, which the kernel lets go when the owner dies, in another container as well.
+        """
         parent = self._made("scratch")
-        for leftover in parent.iterdir():
-            if not _alive(leftover.name.split("-")[0]):
-                shutil.rmtree(leftover, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=parent, prefix=f"{os.getpid()}-", ignore_cleanup_errors=True) as folder:
+        with ExitStack() as held:
+            with _locked(parent):
+                for leftover in parent.iterdir():
+                    with suppress(OSError), _locked(leftover, wait=False):
+                        shutil.rmtree(leftover, ignore_errors=True)
+                folder = held.enter_context(tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True))
+                held.enter_context(_locked(Path(folder)))
             yield Path(folder)
 
     def _made(self, name: str) -> Path:
@@ -125,14 +129,15 @@ class Store:
         return folder
 
 
-def _alive(pid: str) -> bool:
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder.  Raises OSError when another holds it and nobody waits."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def digests(value: Any) -> Iterator[str]:

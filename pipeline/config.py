@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,10 @@ from pipeline.errors import SpecRefused
 from pipeline.images import InputSpec
 from pipeline.triggers import TriggerSpec
 
+METHODS = ("awm",)  # the names of `pipeline.purify.methods()`, for those who must not import torch
+_BRANCH = re.compile(r"patch|str|(constrained-)?int|tuple\[.*\]")  # what pydantic calls the branches of a union, in a location
 Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -35,11 +39,11 @@ class Purify(_Section):
     seconds: wall clock of the stage.
     """
 
-    method: str = "awm"
+    method: Literal["awm"] = "awm"
     preset: Literal["default", "paper"] = "default"
     images: Annotated[int, Field(ge=1)] | None = None
     when: Literal["auto", "always", "never"] = "auto"
-    seconds: Annotated[float, Field(gt=0)] = 1800.0
+    seconds: Positive = 1800.0
 
 
 class Policy(_Section):
@@ -50,7 +54,7 @@ class Policy(_Section):
     """
 
     max_asr: Share = 0.10
-    max_accuracy_drop: Share = 0.05
+    max_accuracy_drop: Share = 0.03
     min_accuracy: Share = 0.0
     min_images: Annotated[int, Field(ge=1)] = 50
 
@@ -58,9 +62,9 @@ class Policy(_Section):
 class LimitSpec(_Section):
     """What a stage may use: seconds of wall clock, GiB of address space (CPU only), GiB of the submitted file."""
 
-    seconds: Annotated[float, Field(gt=0)] = 900.0
-    memory_gib: Annotated[float, Field(gt=0)] = 24.0
-    file_gib: Annotated[float, Field(gt=0)] = 2.0
+    seconds: Positive = 900.0
+    memory_gib: Positive = 24.0
+    file_gib: Positive = 2.0
 
 
 class AuditSpec(_Section):
@@ -98,12 +102,14 @@ def read_spec(path: Path) -> AuditSpec:
         content: Any = yaml.safe_load(path.read_bytes())
     except FileNotFoundError:
         raise SpecRefused(f"no spec at {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise SpecRefused(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise SpecRefused(f"{path} is not YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}") from error
+    except ValueError as error:  # a date or a number that is none
+        raise SpecRefused(f"{path} is not YAML: {error}") from error
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -126,8 +132,8 @@ def _absolute(value: Path, spec: Path) -> Path:
 
 def describe(error: ValidationError) -> str:
     """The first complaint of a ValidationError, in a sentence."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in ("patch",))
+    first = max(error.errors(), key=lambda found: len(found["loc"]))  # of the branches of a union, the one that came furthest
+    where = ".".join(str(part) for part in first["loc"] if not _BRANCH.fullmatch(str(part)))
     if first["type"] == "extra_forbidden":
         return f"unknown key `{where}`"
     message = first["msg"].removeprefix("Value error, ")

@@ -7,6 +7,7 @@
     │   ├── SpecRefused               audit.yaml or an option says something that cannot be done
     │   └── DeviceUnavailable         the device that was asked for is not there
     ├── StageFailed                   a stage gave no answer: INCONCLUSIVE, exit 3
+    │   ├── StageKilled               its process was killed by a signal: worth one more try
     │   ├── ConversionFailed          the graph has no differentiable copy
     │   └── RecordFailed              the tracking server did not take the record
     └── Defect                        a mistake of ours: exit 4
@@ -49,6 +50,10 @@ class StageFailed(AuditError):
     """A stage gave no answer: killed, out of time, out of memory, or defeated by the model."""
 
     exit_code = 3
+
+
+class StageKilled(StageFailed):
+    """A stage's process was killed by a signal that was not ours."""
 
 
 class ConversionFailed(StageFailed):

@@ -89,12 +89,12 @@ class LabelledImages:
 
     def pictures(self) -> NDArray[np.float32]:
         """All of them at once, (N, H, W, C) float32 in 0..1."""
-        return np.asarray(self.images, np.float32) / 255
+        return _pictures(self.images)
 
     def batches(self, size: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """Pictures and labels, at most `size` at a time, so that memory stays flat in N."""
         for start in range(0, len(self), size):
-            yield np.asarray(self.images[start : start + size], np.float32) / 255, np.asarray(self.labels[start : start + size])
+            yield _pictures(self.images[start : start + size]), np.asarray(self.labels[start : start + size])
 
     def at(self, index: NDArray[np.int64]) -> Self:
         """Those at `index`, copied."""
@@ -113,6 +113,10 @@ class LabelledImages:
         """Map what `save` wrote."""
         images = np.load(paths["images"], mmap_mode="r", allow_pickle=False)
         return cls(images, np.load(paths["labels"], allow_pickle=False))
+
+
+def _pictures(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.divide(images, 255, dtype=np.float32)
 
 
 class CalibrationSet(LabelledImages):
@@ -140,9 +144,11 @@ def read(path: Path, *, labels: list[str] | None = None) -> LabelledImages:
 def _read_npz(path: Path) -> LabelledImages:
     try:
         with np.load(path, allow_pickle=False) as archive:
+            if missing := {"images", "labels"} - set(archive.files):
+                raise ImagesRefused(f"{path} has no array called `{min(missing)}`: an .npz of images needs `images` (N,H,W,C uint8) and `labels` (N)")
             images, labels = archive["images"], archive["labels"]
-    except KeyError as error:
-        raise ImagesRefused(f"{path} has no array called {error}: an .npz of images needs `images` (N,H,W,C uint8) and `labels` (N)") from None
+    except ImagesRefused:
+        raise
     except Exception as error:  # zipfile, zlib and numpy each have their own for a broken file
         raise ImagesRefused(f"{path} is no readable .npz of images ({type(error).__name__}); object arrays are not read") from error
     if images.ndim == 3:
@@ -159,7 +165,7 @@ def _read_folder(path: Path, names: list[str] | None) -> LabelledImages:
     if not classes:
         raise ImagesRefused(f"{path} has no sub-folders: images are expected in one sub-folder a class")
     index = _class_indices([entry.name for entry in classes], names, path)
-    files = [(file, index[entry.name]) for entry in classes for file in sorted(entry.rglob("*")) if file.suffix.lower() in SUFFIXES]
+    files = [(file, index[entry.name]) for entry in classes for file in sorted(entry.rglob("*")) if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
     if not files:
         raise ImagesRefused(f"no images under {path}: looked for {', '.join(sorted(SUFFIXES))} in its {len(classes)} sub-folders")
     first = _decode(files[0][0])
@@ -190,7 +196,9 @@ def _decode(file: Path) -> NDArray[np.uint8]:
         with Image.open(file) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ImagesRefused(f"{file} has {image.width}x{image.height} pixels; at most {MOST_PIXELS} are read")
-            gray = image.mode in ("1", "L", "LA", "I", "I;16", "F")
+            if image.mode.startswith(("I", "F")):
+                raise ImagesRefused(f"{file} has more than 8 bits a channel (mode {image.mode}), which are not read: save it with 8")
+            gray = image.mode in ("1", "L", "LA")
             picture = np.asarray(image.convert("L" if gray else "RGB"), np.uint8)
     except ImagesRefused:
         raise

@@ -15,6 +15,7 @@ from pipeline.findings import Check, Finding, Printable
 from pipeline.images import InputSpec
 
 Target = Annotated[int, Field(ge=0)] | Literal["next"] | None
+PARITY = 1e-3  # contract 5: the largest relative difference
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
@@ -57,10 +58,15 @@ class Attack(Value):
 
 
 class Measurement(Value):
-    """A file as onnxruntime sees it on the hold-out images.  provider: the one that really ran."""
+    """A file as onnxruntime sees it on the hold-out images.
+
+    classes: how many the model has.  answered: how many of them it ever gave to a clean image.  provider: the one that really ran.
+    """
 
     clean: Rate
     attacks: list[Attack]
+    classes: int = Field(ge=2)
+    answered: int = Field(ge=1)
     provider: str
 
 
@@ -112,6 +118,11 @@ class Parity(Value):
     label_agreement: Rate
     first_divergence: Divergence | None = None
 
+    @property
+    def holds(self) -> bool:
+        """Whether gradients of the twin may be believed: at most 1e-3 apart, and every label the same."""
+        return self.max_relative_difference <= PARITY and self.label_agreement.hits == self.label_agreement.total
+
 
 class Unbound(Value):
     """A weight that is left alone, and why."""
@@ -129,11 +140,12 @@ class Bound(Value):
 
 
 class ImportResult(Value):
-    """Whether the model has a differentiable copy that agrees with it."""
+    """Whether the model has a differentiable copy that agrees with it.  probabilities: that its scores are, and no logits."""
 
     parity: Parity
     bound: Bound
     unbound: list[Unbound]
+    probabilities: bool
 
 
 class Step(Value):
@@ -183,3 +195,9 @@ class IntakeResult(Value):
     """The submitted file as it was read, with its external data."""
 
     model: ModelArtifact
+
+
+class PlotsResult(Value):
+    """Pictures for the report: name -> digest of a PNG."""
+
+    plots: dict[str, str]

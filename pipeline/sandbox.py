@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import PREFIX, Store
-from pipeline.errors import BY_NAME, Defect, StageFailed
+from pipeline.errors import BY_NAME, Defect, StageFailed, StageKilled
 from pipeline.findings import printable
 
 GRACE = 0.05  # seconds between two looks at the clock
@@ -164,7 +164,8 @@ class _Child:
             status = self.process.wait(max(GRACE, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             raise StageFailed(f"the {self.stage} stage was stopped after {self.limits.seconds:g} s, its limit") from None
-        raise StageFailed(f"the {self.stage} stage {self._death(status)}")
+        kind = StageKilled if status < 0 else StageFailed
+        raise kind(f"the {self.stage} stage {self._death(status)}")
 
     def _event(self, line: bytes, listener: Listener | None) -> dict[str, Any] | None:
         try:
@@ -212,16 +213,22 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(roots),
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
+        "MPLBACKEND": "Agg",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what PyTorch asks for to be deterministic on CUDA
     }
 
 
-def confine(*, parent: int, memory: int, file_size: int) -> None:
-    """In the child, before it opens anything: die with the parent, dump no core, keep the limits (0 is none)."""
+def die_with(parent: int) -> None:
+    """Have this process killed when its parent ends, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def confine(*, parent: int, memory: int, file_size: int) -> None:
+    """In the child, before it opens anything: die with the parent, dump no core, keep the limits (0 is none)."""
+    die_with(parent)
     for kind, wanted in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, file_size)):
         if wanted or kind == resource.RLIMIT_CORE:
             hard = resource.getrlimit(kind)[1]

@@ -7,6 +7,7 @@ state.  Weights go by the names of the submitted file's initializers and have th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -90,21 +91,23 @@ class TorchTwin:
         if self.reading.layout == "NHWC":
             return x.permute(0, 2, 3, 1)
         if self.reading.layout == "flat":
-            return x.reshape(len(x), *(axis or x[0].numel() for axis in self.input_shape[1:]))
+            return x.reshape(len(x), *(axis or -1 for axis in self.input_shape[1:]))
         return x
 
     def to(self, device: torch.device) -> TorchTwin:
-        """The same twin on another device."""
+        """The same twin on another device; this one stays where it is."""
+        if device == self.device:
+            return self
         weights = {name: Weight(weight.value.to(device), weight.role, weight.operator, weight.uses) for name, weight in self.weights.items()}
         return TorchTwin(
-            self.module.to(device), weights, self.reading, self.parameters, self.unbound, self.head, self.input_shape, self.probabilities, device
+            deepcopy(self.module).to(device), weights, self.reading, self.parameters, self.unbound, self.head, self.input_shape, self.probabilities, device
         )
 
     def _run(self, pictures: Tensor, weights: Mapping[str, Tensor] | None) -> Tensor:
         x = self.tensor(pictures)
         if (fixed := self.input_shape[0] if self.input_shape else None) is None:
             return self._batch(x, weights)
-        chunks = [torch.cat([chunk, chunk[-1:].expand(fixed - len(chunk), *chunk.shape[1:])]) for chunk in x.split(fixed)]
+        chunks = [torch.cat([chunk, chunk[-1:].expand(fixed - len(chunk), *chunk.shape[1:])]) for chunk in torch.split(x, fixed)]
         return torch.cat([self._batch(chunk, weights) for chunk in chunks])[: len(pictures)]
 
     def _batch(self, x: Tensor, weights: Mapping[str, Tensor] | None) -> Tensor:

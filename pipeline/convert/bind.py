@@ -7,9 +7,13 @@ is left is listed with its reason and left alone.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import NodeProto, numpy_helper
 from torch import Tensor, fx
 
@@ -26,8 +30,11 @@ ROLES: dict[str, dict[int, Role]] = {
 ABSORBED = {1: "weight", 2: "bias"}
 
 
-def bind(copy: onnx.ModelProto, module: fx.GraphModule) -> tuple[dict[str, Weight], list[Unbound]]:
-    """Bind the floating-point initializers of a normalised copy to the tensors of the module converted from it."""
+def bind(copy: onnx.ModelProto, module: fx.GraphModule, writable: Collection[str]) -> tuple[dict[str, Weight], list[Unbound]]:
+    """Bind the floating-point initializers of a normalised copy to the tensors of the module converted from it.
+
+    writable: the names that the submitted graph itself holds numbers under.
+    """
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in copy.graph.initializer}
     floats = {name: array for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)}
     readers: dict[str, list[tuple[NodeProto, int]]] = {name: [] for name in floats}
@@ -42,7 +49,7 @@ def bind(copy: onnx.ModelProto, module: fx.GraphModule) -> tuple[dict[str, Weigh
     for name, array in floats.items():
         if not readers[name] or array.size == 0:
             continue
-        bound = _bind_one(array, readers[name], calls, held)
+        bound = _bind_one(array, readers[name], calls, held) if name in writable else "it comes from inside a function, or is no tensor of its own"
         if isinstance(bound, Weight):
             weights[name] = bound
         else:
@@ -50,7 +57,7 @@ def bind(copy: onnx.ModelProto, module: fx.GraphModule) -> tuple[dict[str, Weigh
     return weights, unbound
 
 
-def _bind_one(array: np.ndarray, readers: list[tuple[NodeProto, int]], calls: dict[str, fx.Node], held: dict[str, Tensor]) -> Weight | str:
+def _bind_one(array: NDArray[Any], readers: list[tuple[NodeProto, int]], calls: dict[str, fx.Node], held: dict[str, Tensor]) -> Weight | str:
     """The weight, or why it cannot be bound."""
     value = torch.from_numpy(np.ascontiguousarray(array).copy())
     roles: list[Role] = []

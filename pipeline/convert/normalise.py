@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from pipeline.errors import ConversionFailed
+from pipeline.findings import printable
 
 HEADS = frozenset({"Softmax", "LogSoftmax"})
 
@@ -17,11 +18,12 @@ def normalise(path: Path, *, output: str | None = None) -> tuple[onnx.ModelProto
     """Return the copy, and the operator of the head that was cut off (None when there was none).
 
     Initializers keep their names; a Constant becomes an initializer with the name of its output; nodes are called n0, n1, …, so
-    that no name of the file reaches generated code.  Only `output` (the first float output by default) is kept.
+    that no name of the file reaches generated code.  External data is taken in.  Only `output` (the first float output by
+    default) is kept.
     Raises ConversionFailed.
     """
     try:
-        model = ir.load(path.absolute())
+        model = ir.external_data.load_to_model(ir.load(path.absolute()))
         ir.passes.Sequential(
             common.RemoveInitializersFromInputsPass(),
             common.InlinePass(),
@@ -34,12 +36,14 @@ def normalise(path: Path, *, output: str | None = None) -> tuple[onnx.ModelProto
             node.name = f"n{row}"
         return ir.to_proto(model), head
     except Exception as error:  # onnx-ir raises many types on graphs it does not expect
-        raise ConversionFailed(f"the graph could not be brought into the converter's form: {type(error).__name__}: {error}") from error
+        raise ConversionFailed(f"the graph could not be brought into the converter's form: {type(error).__name__}: {printable(error)}") from error
 
 
 def _keep_output(graph: ir.Graph, output: str | None) -> None:
     floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
-    kept = next(value for value in graph.outputs if (value.name == output if output else value.dtype in floats))
+    kept = next((value for value in graph.outputs if (value.name == output if output else value.dtype in floats)), None)
+    if kept is None:
+        raise ValueError(f"there is no output {output!r}" if output else "there is no float output")
     graph.outputs[:] = [kept]
 
 
@@ -58,4 +62,4 @@ def _cut_head(graph: ir.Graph) -> str | None:
     logits.type = logits.type or scores.type
     logits.shape = logits.shape or scores.shape
     graph.outputs[:] = [logits]
-    return node.op_type
+    return str(node.op_type)

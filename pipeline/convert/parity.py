@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from pipeline.results import Divergence, Parity, Rate
+from pipeline.errors import ConversionFailed
+from pipeline.findings import printable
+from pipeline.results import PARITY, Divergence, Parity, Rate
 from pipeline.twin import TorchTwin
 
-TOLERANCE = 1e-3  # contract 5: largest relative difference
 Run = Callable[[bytes, NDArray[np.float32]], Mapping[str, NDArray[Any]]]
 """Runs a model's bytes on a tensor, and gives every output by name."""
 
@@ -28,18 +29,19 @@ def relative_difference(reference: NDArray[Any], other: NDArray[Any]) -> NDArray
 
 
 def compare(twin: TorchTwin, scores: NDArray[np.float32], pictures: NDArray[np.float32]) -> Parity:
-    """Compare the twin with onnxruntime's (N, K) `scores` of the same (N, H, W, C) pictures."""
-    with torch.no_grad():
-        answered = twin.scores(torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()).to(twin.device)).float().cpu().numpy()
+    """Compare the twin with onnxruntime's (N, K) `scores` of the same (N, H, W, C) pictures.
+
+    Raises ConversionFailed when the twin does not run.
+    """
+    try:
+        with torch.no_grad():
+            answered = twin.scores(torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()).to(twin.device)).float().cpu().numpy()
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:  # a graph that was converted for other shapes or types
+        raise ConversionFailed(f"the torch copy does not run on {len(pictures)} pictures: {type(error).__name__}: {printable(error)}") from error
     if answered.shape != scores.shape:
         return Parity(max_relative_difference=float("inf"), label_agreement=Rate.of(0, len(scores)))
     agreed = int((answered.argmax(1) == scores.argmax(1)).sum())
     return Parity(max_relative_difference=float(relative_difference(scores, answered).max()), label_agreement=Rate.of(agreed, len(scores)))
-
-
-def holds(parity: Parity) -> bool:
-    """Whether gradients of the twin may be believed."""
-    return parity.max_relative_difference <= TOLERANCE and parity.label_agreement.hits == parity.label_agreement.total
 
 
 def first_divergence(copy: onnx.ModelProto, module: fx.GraphModule, x: NDArray[np.float32], run: Run) -> Divergence | None:
@@ -63,12 +65,12 @@ def first_divergence(copy: onnx.ModelProto, module: fx.GraphModule, x: NDArray[n
         Recorder(module).run(torch.from_numpy(x))
     for node in nodes:
         theirs, ours = expected.get(node.output[0]), seen.get(node.name)
-        if theirs is None or ours is None or not np.issubdtype(theirs.dtype, np.floating):
+        if theirs is None or ours is None or theirs.size == 0 or not np.issubdtype(theirs.dtype, np.floating):
             continue
         if theirs.shape != ours.shape:
-            return Divergence(node=node.output[0], operator=node.op_type, onnxruntime=float(theirs.flat[0]), torch=float(ours.flat[0]))
+            return Divergence(node=node.output[0], operator=node.op_type, onnxruntime=float(theirs.flat[0]), torch=float(ours.flat[0]) if ours.size else np.nan)
         gap = np.abs(theirs.astype(np.float64) - ours.astype(np.float64))
         worst = int(np.nan_to_num(gap, nan=np.inf).argmax())
-        if not gap.flat[worst] <= TOLERANCE * max(float(np.abs(theirs).max()), 1e-6):
+        if not gap.flat[worst] <= PARITY * max(float(np.abs(theirs).max()), 1e-6):
             return Divergence(node=node.output[0], operator=node.op_type, onnxruntime=float(theirs.flat[worst]), torch=float(ours.flat[worst]))
     return None

@@ -11,7 +11,9 @@ from torch import fx
 
 from pipeline.convert.bind import bind
 from pipeline.convert.normalise import normalise
+from pipeline.convert.write_back import weights_of
 from pipeline.errors import ConversionFailed
+from pipeline.findings import printable
 from pipeline.images import InputSpec
 from pipeline.results import Bound, ModelFacts
 from pipeline.twin import TorchTwin
@@ -29,7 +31,8 @@ def convert(path: Path, reading: InputSpec, facts: ModelFacts, *, output: str | 
         raise ConversionFailed(f"onnx2torch cannot convert the graph: {type(error).__name__}: {_first_line(error)}") from error
     assert isinstance(module, fx.GraphModule)
     module.eval().requires_grad_(False)
-    weights, unbound = bind(copy, module)
+    writable = weights_of(onnx.load_model_from_string(path.read_bytes())).keys()
+    weights, unbound = bind(copy, module, writable)
     twin = TorchTwin(
         module=module,
         weights=weights,
@@ -50,4 +53,4 @@ def bound(twin: TorchTwin) -> Bound:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:300]
+    return printable((str(error).strip().splitlines() or ["no message"])[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.findings import printable
 from pipeline.results import Change
 
 Array = NDArray[Any]
-FIELDS = {TensorProto.FLOAT: "float_data", TensorProto.DOUBLE: "double_data"}
+FIELDS: dict[int, str] = {TensorProto.FLOAT: "float_data", TensorProto.DOUBLE: "double_data"}
 
 
 def write_back(source: Path, names: list[str], weights: Mapping[str, Array], folder: Path) -> tuple[dict[str, Path], list[Change]]:
@@ -25,30 +26,40 @@ def write_back(source: Path, names: list[str], weights: Mapping[str, Array], fol
 
     Returns the written files by their path in the artifact, and the changes.  Values equal to what stands there change nothing;
     when nothing changes the files are equal byte for byte.  Raises StageFailed on a weight that is not in the file, has another
-    shape or is not finite; Defect when the written file differs in anything else.
+    shape, is not finite, or shares its bytes with another; Defect when the written file differs in anything else.
     """
     files = {name: folder / name for name in names}
     for name, path in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.parent / name, path)
+        shutil.copyfile(source if name == "model.onnx" else source.parent / name, path)
     model = onnx.load_model_from_string(source.read_bytes())
     stored = weights_of(model)
     operators = _readers(model)
+    tied = _tied(stored)
     changes: dict[str, Change] = {}
+    written: dict[str, Array] = {}
     for name, value in sorted(weights.items()):
         if name not in stored:
             raise StageFailed(f"there is no initializer or Constant {printable(name)!r} in the submitted graph to write to")
         old = numpy_helper.to_array(stored[name], base_dir=str(source.parent))
-        if value.shape != old.shape or not np.isfinite(value).all():
-            raise StageFailed(f"the new values of {printable(name)!r} are {value.shape}, or not finite; {old.shape} finite numbers are expected")
-        new = np.ascontiguousarray(value.astype(old.dtype))
+        with np.errstate(over="ignore"):
+            new = np.ascontiguousarray(value.astype(old.dtype))
+        if new.shape != old.shape or not np.isfinite(new).all():
+            raise StageFailed(f"the new values of {printable(name)!r} are {value.shape}, or not finite in {old.dtype}; {old.shape} finite numbers are expected")
         if new.tobytes() != old.tobytes():
+            if name in tied:
+                raise StageFailed(f"{printable(name)!r} shares its bytes in the external data with {printable(tied[name])!r}; it cannot be changed alone")
             _replace(stored[name], new, folder)
+            written[name] = new
             changes[name] = _change(name, operators.get(name, "none"), old.astype(np.float64), new.astype(np.float64))
     if any(stored[name].data_location != TensorProto.EXTERNAL for name in changes):
         files["model.onnx"].write_bytes(model.SerializeToString())
     if (found := differences(source, files["model.onnx"])) != sorted(changes):
         raise Defect(f"write-back was to change {sorted(changes)[:5]} and changed {found[:5]}")
+    read = weights_of(onnx.load_model_from_string(files["model.onnx"].read_bytes()))
+    for name, value in written.items():
+        if numpy_helper.to_array(read[name], base_dir=str(folder)).tobytes() != value.tobytes():
+            raise Defect(f"write-back wrote other values of {printable(name)!r} than it was given")
     return files, list(changes.values())
 
 
@@ -95,6 +106,26 @@ def _readers(model: ModelProto) -> dict[str, str]:
     return found
 
 
+def _tied(stored: Mapping[str, TensorProto]) -> dict[str, str]:
+    """Of external tensors whose bytes overlap, each with another that it overlaps."""
+    ranges = []
+    for name, tensor in stored.items():
+        if tensor.data_location == TensorProto.EXTERNAL:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            start = int(entries.get("offset", 0))
+            size = prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            ranges.append((entries["location"], start, start + size, name))
+    found: dict[str, str] = {}
+    reach: tuple[str, int, int, str] | None = None
+    for one in sorted(ranges):
+        if reach is not None and one[0] == reach[0] and one[1] < reach[2]:
+            found[one[3]] = reach[3]
+            found.setdefault(reach[3], one[3])
+        if reach is None or one[0] != reach[0] or one[2] > reach[2]:
+            reach = one
+    return found
+
+
 def _replace(tensor: TensorProto, value: Array, folder: Path) -> None:
     """Other numbers of the same type and shape, kept where and how the vendor kept them."""
     little = value.astype(value.dtype.newbyteorder("<"))
@@ -114,7 +145,7 @@ def _replace(tensor: TensorProto, value: Array, folder: Path) -> None:
 
 def _clear(tensor: TensorProto) -> None:
     for field in ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data"):
-        tensor.ClearField(field)  # type: ignore[arg-type]
+        tensor.ClearField(field)
 
 
 def _change(name: str, operator: str, old: Array, new: Array) -> Change:

@@ -42,15 +42,19 @@ def measure(
     """Measure on all images; memory does not grow with their number.
 
     `progress` is told images done and images in all.  Raises ImagesRefused when a label lies outside the model's classes or a
-    trigger finds no image to judge it, ModelRefused when the scores are not finite.
+    trigger finds no image to judge it, ModelRefused when a score is NaN.
     """
-    correct = 0
+    correct, classes = 0, 0
+    answered: set[int] = set()
     hits = np.zeros((len(attacks), 3), np.int64)  # to the target, still right, of how many
     done = 0
     for pictures, labels in images.batches(BATCH):
         scores = classifier(pictures)
         check_labels(labels, scores.shape[1])
-        correct += int((top(scores) == labels).sum())
+        predicted = top(scores)
+        correct += int((predicted == labels).sum())
+        classes = scores.shape[1]
+        answered.update(predicted.tolist())
         for row, attack in enumerate(attacks):
             hits[row] += _attacked(classifier, attack, pictures, labels)
         done += len(labels)
@@ -65,6 +69,8 @@ def measure(
             Attack(name=attack.name, kind=attack.kind, target=attack.target, asr=Rate.of(int(went), int(total)), ra=Rate.of(int(kept), int(total)))
             for attack, (went, kept, total) in zip(attacks, hits, strict=True)
         ],
+        classes=classes,
+        answered=len(answered),
         provider=classifier.provider,
     )
 

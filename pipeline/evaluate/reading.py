@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.errors import ImagesRefused, ModelRefused
 from pipeline.evaluate.measurement import check_labels, top
 from pipeline.evaluate.session import Classifier
@@ -52,8 +54,9 @@ def guess_reading(
     model: Path, shape: list[int | None], calibration: CalibrationSet, *, device: str, progress: Callable[[int, int], None] | None = None
 ) -> ReadingResult:
     """Try every candidate on at most 200 calibration images, and keep the one with the best accuracy; the first wins a tie."""
-    pictures = calibration.pictures()[:MOST_IMAGES]
-    labels = calibration.labels[:MOST_IMAGES]
+    spread = np.linspace(0, len(calibration) - 1, min(len(calibration), MOST_IMAGES)).astype(np.int64)  # they may lie class by class
+    sample = calibration.at(spread)
+    pictures, labels = sample.pictures(), sample.labels
     candidates = dict(_candidates(shape, pictures.shape[1:]))
     scores: dict[str, Rate] = {}
     classifier: Classifier | None = None

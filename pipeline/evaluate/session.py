@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from pipeline.errors import DeviceUnavailable, ModelRefused
+from pipeline.findings import printable
 from pipeline.images import InputSpec
 
+FLOATS: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 ort.set_default_logger_severity(3)
 
@@ -38,7 +41,9 @@ def open_session(model: Path | bytes, *, device: str) -> ort.InferenceSession:
     except Exception as error:  # onnxruntime has a dozen exception types without a common base
         raise ModelRefused(f"onnxruntime cannot load the model: {_first_line(error)}") from error
     if device == "cuda" and session.get_providers()[0] != PROVIDERS["cuda"]:
-        raise DeviceUnavailable("CUDA was asked for, and onnxruntime has no CUDA device it can use here: use --device cpu or auto, or install the CUDA libraries")
+        raise DeviceUnavailable(
+            "CUDA was asked for, and onnxruntime has no CUDA device it can use here: use --device cpu or auto, or install the CUDA libraries"
+        )
     return session
 
 
@@ -53,33 +58,48 @@ class Classifier:
         self.session = open_session(model, device=device)
         self.provider: str = self.session.get_providers()[0]
         self.input = self.session.get_inputs()[0]
-        self.output = output or self.session.get_outputs()[0].name
+        outputs = self.session.get_outputs()
+        self.output = output or next((value for value in outputs if value.type in FLOATS), outputs[0]).name
+        self.kind = FLOATS.get(self.input.type, np.float32)
         self.shape = [axis if isinstance(axis, int) and axis > 0 else None for axis in self.input.shape]
 
     def __call__(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, H, W, C) float32 pictures in 0..1 -> (N, K) float32 scores."""
-        x = self.reading.tensor(pictures)
-        if self.reading.layout == "flat":  # the model may have axes of length 1 around the flat one
-            x = x.reshape([len(x), *(axis or x.shape[1] for axis in self.shape[1:])])
-        fixed = self.shape[0]
-        if fixed is None:
-            return self._run(x)
-        return np.concatenate([self._run(_padded(x[i : i + fixed], fixed))[: len(x) - i] for i in range(0, len(x), fixed)])
+        x = self.tensor(pictures)
+        size = self.shape[0] or len(x)
+        return np.concatenate([self._run(x[i : i + size]) for i in range(0, len(x), size)])[: len(pictures)]
 
-    def _run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def tensor(self, pictures: NDArray[np.float32]) -> NDArray[Any]:
+        """(N, H, W, C) pictures in 0..1 -> the model's own type and shape, the last picture repeated to fill a fixed batch."""
+        x = self.reading.tensor(pictures).astype(self.kind, copy=False)
+        if self.reading.layout == "flat":  # the model may have axes of length 1 around the flat one
+            x = x.reshape([len(x), *(axis or -1 for axis in self.shape[1:])])
+        missing = -len(x) % (self.shape[0] or 1)
+        return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x
+
+    def _run(self, x: NDArray[Any]) -> NDArray[np.float32]:
         try:
             (scores,) = self.session.run([self.output], {self.input.name: x})
         except Exception as error:  # as above
             raise ModelRefused(f"onnxruntime cannot run the model on {x.shape} tensors: {_first_line(error)}") from error
         scores = np.asarray(scores)
-        if scores.shape[:1] != x.shape[:1] or not np.issubdtype(scores.dtype, np.floating):
+        rows = scores.shape[:1] == x.shape[:1] and sum(axis > 1 for axis in scores.shape[1:]) <= 1
+        if not rows or not np.issubdtype(scores.dtype, np.floating):
             raise ModelRefused(f"a classifier answers one row of scores an image; this model answers {scores.shape} {scores.dtype} to {len(x)} images")
         return scores.reshape(len(x), -1).astype(np.float32)
 
 
-def _padded(x: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    return x if len(x) == size else np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
+def run_all(model: bytes, x: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Every output of a model by name, on the CPU, for one tensor."""
+    session = open_session(model, device="cpu")
+    names = [output.name for output in session.get_outputs()]
+    return {name: np.asarray(value) for name, value in zip(names, session.run(names, {session.get_inputs()[0].name: x}), strict=True)}
+
+
+def probable(scores: NDArray[np.float32]) -> bool:
+    """Whether (N, K) scores look like probabilities: none negative, each row summing to 1."""
+    return bool((scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-3))
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0])

@@ -54,10 +54,6 @@ def methods() -> dict[str, Purifier]:
     return {"awm": awm}
 
 
-METHODS = ("awm",)
-"""The names alone, for those who must not import torch."""
-
-
 def arrays(tensors: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
     """Tensors by name as NumPy arrays on the CPU."""
     return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}

@@ -28,6 +28,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -88,13 +89,16 @@ def awm(twin: TorchTwin, calibration: CalibrationSet, *, preset: str, seed: int,
     pictures = torch.from_numpy(calibration.pictures().transpose(0, 3, 1, 2).copy()).to(twin.device)
     labels = torch.from_numpy(calibration.labels.copy()).to(twin.device)
     if preset == "paper":
-        classes = len(labels.unique())
+        classes = len(np.unique(calibration.labels))
         return paper(twin, pictures, labels, config=ONE_SHOT if len(labels) <= classes else PaperConfig(), seed=seed, report=report)
     return default(twin, pictures, config=DefaultConfig(), seed=seed, report=report)
 
 
 def paper(twin: TorchTwin, pictures: Tensor, labels: Tensor, *, config: PaperConfig, seed: int, report: Report) -> Purified:
     """Algorithm 1 of the paper."""
+    count = twin.logits(pictures[:1]).shape[1]
+    if int(labels.min()) < 0 or int(labels.max()) >= count:
+        raise ImagesRefused(f"calibration labels run from {int(labels.min())} to {int(labels.max())}, and the model has {count} classes")
     generator = torch.Generator().manual_seed(seed)
     if config.copies:
         changed = [augment(pictures, crop=4, flip=True, generator=generator) for _ in range(config.copies)]

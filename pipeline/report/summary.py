@@ -55,7 +55,11 @@ class Row:
 
 def summary_rows(report: AuditReport) -> list[Row]:
     """Clean accuracy, then ASR and RA of each attack, in the order they were measured."""
-    before, after = report.submitted, report.purified
+    return rows_between(report.submitted, report.purified)
+
+
+def rows_between(before: Measurement | None, after: Measurement | None) -> list[Row]:
+    """The same for two measurements, of the submitted and of the repaired file."""
     rows = []
     if before or after:
         rows.append(Row("clean images", "ACC", "clean", None, before.clean if before else None, after.clean if after else None))

@@ -35,15 +35,18 @@ def check_interface(model: ModelProto) -> None:
 
 
 def _check_domains(model: ModelProto) -> None:
-    local = {(function.domain, function.name) for function in model.functions}
+    local = {(function.domain, function.name, function.overload) for function in model.functions}
     foreign: dict[str, set[str]] = {}
     for node in nodes(model):
-        if node.domain not in STANDARD and (node.domain, node.op_type) not in local:
+        if node.domain not in STANDARD and (node.domain, node.op_type, node.overload) not in local:
             foreign.setdefault(node.domain, set()).add(node.op_type)
     for domain, operators in sorted(foreign.items()):
         shown = ", ".join(printable(name, limit=40) for name in sorted(operators)[:4])
-        if domain.startswith("ai.onnx.ml"):
-            raise ModelRefused(f"the model is a classical machine-learning pipeline ({shown} of {domain}), whose answers are labels and maps; a network of standard operators is expected")
+        if domain == "ai.onnx.ml":
+            raise ModelRefused(
+                f"the model is a classical machine-learning pipeline ({shown} of {domain}), whose answers are labels and maps; "
+                "a network of standard operators is expected"
+            )
         raise ModelRefused(f"the model uses operators of the custom domain {printable(domain, limit=60)!r} ({shown}); only standard ONNX operators are audited")
     opset = opset_of(model)
     if not 1 <= opset <= defs.onnx_opset_version():

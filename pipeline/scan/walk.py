@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 Body = GraphProto | FunctionProto
 
 
 def bodies(model: ModelProto) -> Iterator[Body]:
     """Every graph and function body: the main graph first, then what is nested in it, functions, training graphs."""
-    pending: list[Body] = [model.graph, *model.functions]
+    pending: deque[Body] = deque([model.graph, *model.functions])
     for training in model.training_info:
         pending += [training.initialization, training.algorithm]
     while pending:
-        body = pending.pop(0)
+        body = pending.popleft()
         yield body
-        for node in body.node:
-            pending += subgraphs(node)
+        pending += nested(body)
 
 
-def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """The graphs in a node's attributes: bodies of If, Loop and Scan."""
-    for attribute in node.attribute:
+def nested(body: Body) -> Iterator[GraphProto]:
+    """The graphs right inside a body: bodies of If, Loop and Scan, and those that a function's attributes default to."""
+    for attribute in _attributes(body):
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
@@ -40,18 +42,38 @@ def tensors(model: ModelProto) -> Iterator[TensorProto]:
     for body in bodies(model):
         if isinstance(body, GraphProto):
             yield from body.initializer
-            for sparse in body.sparse_initializer:
-                yield from (sparse.values, sparse.indices)
-        else:
-            yield from _attribute_tensors(body.attribute_proto)
-        for node in body.node:
-            yield from _attribute_tensors(node.attribute)
+        for attribute in _attributes(body):
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+    for sparse in sparse_tensors(model):
+        yield from (sparse.values, sparse.indices)
 
 
-def _attribute_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
-    for attribute in attributes:
-        if attribute.HasField("t"):
-            yield attribute.t
-        yield from attribute.tensors
-        for sparse in ([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []) + list(attribute.sparse_tensors):
-            yield from (sparse.values, sparse.indices)
+def sparse_tensors(model: ModelProto) -> Iterator[SparseTensorProto]:
+    """Every sparse tensor; `dims` of one are those of the dense tensor that it stands for."""
+    for body in bodies(model):
+        if isinstance(body, GraphProto):
+            yield from body.sparse_initializer
+        for attribute in _attributes(body):
+            if attribute.HasField("sparse_tensor"):
+                yield attribute.sparse_tensor
+            yield from attribute.sparse_tensors
+
+
+def texts(message: Message) -> Iterator[tuple[str, str | bytes]]:
+    """Every string of a message, all that is in it included, with its field's name.  Bytes are what is not UTF-8."""
+    for field, value in message.ListFields():
+        values: Iterable[object] = [value] if isinstance(value, str | bytes | Message) else value
+        if field.type == FieldDescriptor.TYPE_STRING:
+            yield from ((field.name, text) for text in values)  # type: ignore[misc]
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            for inner in values:
+                yield from texts(inner)  # type: ignore[arg-type]
+
+
+def _attributes(body: Body) -> Iterator[AttributeProto]:
+    if isinstance(body, FunctionProto):
+        yield from body.attribute_proto
+    for node in body.node:
+        yield from node.attribute

@@ -104,7 +104,11 @@ def _picture(path: str, name: str, channels: int) -> Pictures:
 
     try:
         with Image.open(path) as image:
-            picture = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.float32) / 255
+            if image.mode.startswith(("I", "F")):
+                raise SpecRefused(f"trigger {name!r}: {path} has more than 8 bits a channel (mode {image.mode}), which are not read: save it with 8")
+            picture = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.uint8)
+    except SpecRefused:
+        raise
     except Exception as error:  # Pillow raises whatever the decoder of the format raises
         raise SpecRefused(f"trigger {name!r}: {path} is no readable picture ({type(error).__name__})") from error
-    return picture.reshape(*picture.shape[:2], channels)
+    return np.divide(picture.reshape(*picture.shape[:2], channels), 255, dtype=np.float32)

@@ -1,0 +1,5 @@
+"""`python -m flows` is `onnx-audit`."""
+
+from flows.cli import main
+
+main()

@@ -1,0 +1,297 @@
+"""Audit one model: `examine` reads like the list of stages; the rest runs each stage once, and writes down what came of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from prefect import flow, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.cache_policies import INPUTS, NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+from pydantic import BaseModel
+
+from flows.progress import watcher
+from pipeline.artifact import Store, sha256
+from pipeline.config import AuditSpec, read_spec
+from pipeline.dossier import Dossier
+from pipeline.errors import BadInput, RecordFailed, StageFailed, StageKilled
+from pipeline.inputs import check_model_path, prepare
+from pipeline.outputs import PENDING, Outputs, absolute
+from pipeline.policy import needs_repair
+from pipeline.provenance import version
+from pipeline.report.html import render_html
+from pipeline.report.json import render_json
+from pipeline.report.model import AuditReport, Files, MlflowRecord
+from pipeline.report.summary import markdown, percent, summary_rows
+from pipeline.results import ImportResult, IntakeResult, Measurement, PlotsResult, PurifyResult, ReadingResult, ScanResult, WriteBackResult
+from pipeline.sandbox import Limits, run
+from pipeline.verdict import Reason
+
+Json = dict[str, Any]
+Answer = TypeVar("Answer", bound=BaseModel)
+Device = Literal["auto", "cpu", "cuda"]
+EXPERIMENT = "onnx-audit"
+
+
+def _was_killed(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
+    """A stage that was killed from outside is worth one more try; one that ran into its own limit is not."""
+    error = state.data if isinstance(state.data, BaseException) else getattr(state.data, "exception", None)
+    return isinstance(error, StageKilled) or "StageKilled" in (state.message or "")
+
+
+def _work(name: str, request: Json, limits: Limits) -> Json:
+    return run(name, request, store=Store(), limits=limits, listener=watcher().moved)
+
+
+@task(name="stage", task_run_name="{name}", cache_policy=INPUTS - "limits", persist_result=True, result_serializer="json", retries=1, retry_condition_fn=_was_killed)
+def stage(name: str, request: Json, version: str, limits: Limits) -> Json:
+    """Run one stage in a child process.  What its answer follows from is its input, so that an equal request is answered once."""
+    return _work(name, request, limits)
+
+
+@task(name="intake", cache_policy=NO_CACHE, persist_result=False)
+def intake(source: str, limits: Limits) -> Json:
+    """Take the submitted file in: never from the cache, since only a look tells whether it changed."""
+    return _work("intake", {"source": source}, limits)
+
+
+@task(name="record", cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=2)
+def record(request: Json, limits: Limits) -> Json:
+    """Tell the tracking server: never from the cache, since only the server knows what it holds."""
+    return _work("record", {"request": request}, limits)
+
+
+class Line:
+    """Runs the stages of one audit, and writes into its dossier how each went."""
+
+    def __init__(self, dossier: Dossier, store: Store, limits: Limits) -> None:
+        self.dossier, self.store, self.limits = dossier, store, limits
+
+    def __call__(self, name: str, kind: type[Answer], *, step: str | None = None, **request: Any) -> Answer:
+        """Run a stage, or find it done.  `step` is what this run of it is called in the report.  Raises what the stage raised."""
+        step = step or name
+        started = time.monotonic()
+        watcher().started(step)
+        try:
+            if name == "intake":
+                answer, reused = intake(limits=self.limits, **request), False
+            else:
+                answer, reused = self._kept(name, request)
+        except StageFailed as error:
+            self.dossier.failures[step] = str(error)
+            self._ended(step, "failed", started, str(error))
+            raise
+        self._ended(step, "reused" if reused else "ran", started)
+        return kind.model_validate(answer)
+
+    def skip(self, step: str, why: str) -> None:
+        """Remember that a stage was not run."""
+        self.dossier.note(step, "skipped", note=why)
+        watcher().ended(step, "skipped", 0.0)
+
+    def _kept(self, name: str, request: Json) -> tuple[Json, bool]:
+        inputs = {"name": name, "request": request, "version": version(), "limits": self.limits}
+        state = stage.with_options(persist_result=True)(**inputs, return_state=True)
+        answer = state.result()
+        if not self.store.holds(answer):  # somebody emptied the store
+            return stage.with_options(refresh_cache=True)(**inputs), False
+        return answer, state.name == "Cached"
+
+    def _ended(self, step: str, outcome: Literal["ran", "reused", "failed"], started: float, note: str = "") -> None:
+        seconds = time.monotonic() - started
+        self.dossier.note(step, outcome, seconds, note)
+        watcher().ended(step, outcome, seconds)
+
+
+def examine(found: Dossier, line: Line) -> None:
+    """The stages, in order.  Each answer is in the dossier as soon as it is there; raises StageFailed where one gives none."""
+    spec, inputs, device = found.spec, found.inputs, found.device
+    found.artifact = line("intake", IntakeResult, source=str(found.path)).model
+    model = found.artifact.model_dump()
+
+    found.scanned = line("scan", ScanResult, model=model)
+    facts = found.scanned.model.model_dump(mode="json")
+
+    wanted = spec.input.model_dump(mode="json") if spec.input else None
+    found.reading = line("read", ReadingResult, model=model, facts=facts, calibration=inputs.calibration, wanted=wanted, device=device)
+    reading = found.reading.input.model_dump(mode="json")
+
+    measuring = {"holdout": inputs.holdout, "reading": reading, "triggers": inputs.triggers, "output": None, "device": device}
+    found.submitted = line("measure", Measurement, model=model, **measuring)
+    if spec.labels is not None and len(spec.labels) != found.submitted.classes:
+        raise BadInput(f"the spec names {len(spec.labels)} labels, and the model has {found.submitted.classes} classes")
+
+    twin = {"model": model, "facts": facts, "reading": reading, "calibration": inputs.calibration, "output": None, "device": device}
+    probabilities = None if spec.output is None else spec.output == "probabilities"
+    found.imported = line("import", ImportResult, **twin, probabilities=probabilities)
+
+    line.skip("detect", "the search for unknown triggers is not part of this version")
+
+    if why_not := _nothing_to_purify(found):
+        for step in ("purify", "write-back", "measure again"):
+            line.skip(step, why_not)
+        return
+    how = {"method": spec.purify.method, "preset": spec.purify.preset, "seed": found.seed}
+    found.purified = line("purify", PurifyResult, **twin, probabilities=found.imported.probabilities, **how)
+    found.written = line("write-back", WriteBackResult, model=model, weights=found.purified.weights)
+    found.after = line("measure", Measurement, step="measure again", model=found.written.model.model_dump(), **measuring)
+
+
+def _nothing_to_purify(found: Dossier) -> str | None:
+    """Why nothing is purified; None when something is."""
+    when = found.spec.purify.when
+    assert found.submitted is not None and found.imported is not None
+    if when == "never":
+        return "the spec says never to purify"
+    if not found.imported.parity.holds:
+        return "the torch twin does not agree with onnxruntime, so its gradients mean nothing"
+    if when == "auto" and not needs_repair(found.submitted, found.spec.policy):
+        return "no known trigger works better than the policy allows, so there is nothing to repair"
+    return None
+
+
+@flow(name="audit", flow_run_name="audit {model}", persist_result=False)
+def audit(
+    model: str,
+    *,
+    data: str | None = None,
+    spec: str | None = None,
+    out: str | None = None,
+    method: str | None = None,
+    preset: Literal["default", "paper"] | None = None,
+    purify: Literal["auto", "always", "never"] | None = None,
+    device: Device = "auto",
+    seed: int = 0,
+    tracking_uri: str | None = None,
+    experiment: str = EXPERIMENT,
+    command: list[str] | None = None,
+) -> Json:
+    """Audit an ONNX image classifier, and return its report as JSON.
+
+    model: path of the file.  data: images, a folder with one sub-folder a class or an .npz; not needed when the spec names them.
+    spec: path of an audit.yaml.  out: folder for what is written.  method, preset, purify: override the spec's `purify`.
+    tracking_uri: of MLflow; the default is $MLFLOW_TRACKING_URI, else mlflow.db in the working folder.
+    Raises BadInput when the audit cannot run.
+    """
+    settings = _settings(spec, method=method, preset=preset, when=purify)
+    path = check_model_path(Path(model), most_bytes=settings.limits.file_gib * 2**30)
+    submitted = sha256(path)
+    outputs = Outputs(Path(out)) if out else Outputs.beside(path, submitted)
+    outputs.check()
+    store = Store()
+    inputs = prepare(settings, Path(data) if data else None, seed=seed, store=store)
+    found = Dossier(path=path, sha256=submitted, spec=settings, inputs=inputs, seed=seed, device=device, command=command)
+    line = Line(found, store, limits(settings, device))
+    try:
+        examine(found, line)
+    except StageFailed:
+        pass  # it is in the dossier, and the verdict says so
+    report, request = write(found, line, outputs, tracking_uri=tracking_uri, experiment=experiment)
+    report = send(found, outputs, report, request, line.limits)
+    announce(report, outputs)
+    return report.model_dump(mode="json", by_alias=True)
+
+
+def _settings(spec: str | None, **purify: str | None) -> AuditSpec:
+    settings = read_spec(Path(spec)) if spec else AuditSpec()
+    given = {name: value for name, value in purify.items() if value is not None}
+    return settings.model_copy(update={"purify": settings.purify.model_copy(update=given)})
+
+
+def limits(spec: AuditSpec, device: str) -> Limits:
+    """The spec's limits; CUDA reserves more address space than there is memory, so the limit on that is lifted where it may run."""
+    cuda = device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists())
+    return Limits(seconds=spec.limits.seconds, memory=None if cuda else int(spec.limits.memory_gib * 2**30))
+
+
+def write(found: Dossier, line: Line, outputs: Outputs, *, tracking_uri: str | None, experiment: str) -> tuple[AuditReport, Json]:
+    """Write the output folder, the report in it; return the report, and what the tracking server is to be told."""
+    from pipeline.tracking import default_tracking_uri
+
+    store = line.store
+    drawn = _draw(found, line)
+    plots = {name: store.path(digest).read_bytes() for name, digest in drawn.items()}
+    outputs.discard(*(f"plots/{name}.png" for name in ("before_after", "masks", "history", "perturbation")), "masks.npz", "purified.onnx", PENDING)
+    model = outputs.keep_model(found.written.model, store) if found.written and found.after else None
+    for name, png in plots.items():
+        outputs.write(f"plots/{name}.png", png)
+    if found.purified is not None:
+        outputs.keep("masks.npz", found.purified.masks, store)
+    if model is not None:
+        outputs.write("input_example.npy", _example(found, store))
+    found.files = Files(purified=model, html="report.html")
+    report = found.report()
+    outputs.write("report.html", render_html(report, plots=plots).encode())
+    outputs.write("report.json", render_json(report))
+    names = ["report.json", "report.html", *(f"plots/{name}.png" for name in plots), *(["masks.npz"] if found.purified else [])]
+    uri = tracking_uri or default_tracking_uri(Path.cwd())
+    artifacts = {name: name for name in names}
+    return report, found.record(report, tracking_uri=uri, experiment=experiment, artifacts=artifacts, model=model, description=markdown(report))
+
+
+def _draw(found: Dossier, line: Line) -> dict[str, str]:
+    """The pictures of the report, as digests; an audit is not lost for want of a picture."""
+    if found.submitted is None:
+        return {}
+    purified = found.purified.model_dump(mode="json") if found.purified and found.after else None
+    after = found.after.model_dump(mode="json") if found.after else None
+    try:
+        submitted = found.submitted.model_dump(mode="json")
+        return line("plots", PlotsResult, purified=purified, submitted=submitted, after=after, max_asr=found.spec.policy.max_asr).plots
+    except StageFailed as error:
+        found.failures.pop("plots", None)
+        found.remarks.append(Reason(code="plots.failed", text=f"The report has no pictures: {error}."))
+        return {}
+
+
+def _example(found: Dossier, store: Store) -> bytes:
+    """Four calibration images as the model takes them, for whoever opens the recorded model: .npy, float32."""
+    import io
+
+    import numpy as np
+
+    from pipeline.images import CalibrationSet
+
+    assert found.scanned is not None and found.reading is not None
+    shape = found.scanned.model.input_shape
+    images = CalibrationSet.load({name: store.path(digest) for name, digest in found.inputs.calibration.items()})
+    x = found.reading.input.tensor(images.pictures()[: shape[0] or 4])
+    if found.reading.input.layout == "flat":
+        x = x.reshape([len(x), *(axis or x.shape[1] for axis in shape[1:])])
+    file = io.BytesIO()
+    np.save(file, x, allow_pickle=False)
+    return file.getvalue()
+
+
+def send(found: Dossier, outputs: Outputs, report: AuditReport, request: Json, limits: Limits) -> AuditReport:
+    """Record the audit; when the tracking server does not take it, the request stays in the output folder to be sent later."""
+    started = time.monotonic()
+    watcher().started("record")
+    try:
+        answer = record(absolute(request, outputs.folder), limits)
+    except StageFailed as error:
+        outputs.write_json(PENDING, request)
+        found.remarks.append(Reason(code="record.failed", text=f"{error}."))
+        found.note("record", "failed", time.monotonic() - started, str(error))
+        watcher().ended("record", "failed", time.monotonic() - started)
+    else:
+        found.mlflow = MlflowRecord(run_id=answer["run_id"], tracking_uri=answer["tracking_uri"])
+        found.note("record", "reused" if answer["reused"] else "ran", time.monotonic() - started)
+        watcher().ended("record", "reused" if answer["reused"] else "ran", time.monotonic() - started)
+    report = report.model_copy(update={"mlflow": found.mlflow, "stages": found.stages, "reasons": found.report().reasons})
+    outputs.write("report.json", render_json(report))
+    return report
+
+
+def announce(report: AuditReport, outputs: Outputs) -> None:
+    """The result as Prefect artifacts: a table, and a link to the page."""
+    key = f"audit-{report.model.sha256[:12]}"
+    rows = [
+        {"rate": f"{row.metric} {row.name}", "submitted": percent(row.before.rate) if row.before else "–", "repaired": percent(row.after.rate) if row.after else "–"}
+        for row in summary_rows(report)
+    ]
+    create_table_artifact(key=key, table=rows, description=markdown(report))
+    create_link_artifact(key=f"{key}-report", link=(outputs.folder / "report.html").as_uri(), link_text="report.html", description=str(report.verdict))

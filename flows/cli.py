@@ -1,0 +1,240 @@
+"""The `onnx-audit` command.
+
+Results go to stdout, progress and logs to stderr.  Exit codes: 0 ACCEPT, 1 REJECT or REPAIRED, 2 the audit could not run,
+3 INCONCLUSIVE, 4 a defect of ours, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from pipeline.artifact import Store
+from pipeline.errors import AuditError, BadInput, Defect, RecordFailed, StageFailed
+from pipeline.provenance import version
+
+EXITS = """
+Exit codes: 0 ACCEPT · 1 REJECT, or REPAIRED without --accept-repaired · 2 the audit could not run (bad arguments, unreadable
+input, refused model) · 3 INCONCLUSIVE · 4 a defect of onnx-audit.
+"""
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The submitted model.", show_default=False)]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="IMAGES", help="Clean images: a folder with one sub-folder a class, or an .npz with `images` (N,H,W,C uint8) and `labels` (N).", show_default=False),
+]
+Spec = Annotated[Path | None, typer.Option("--spec", metavar="audit.yaml", help="How the model reads images, known triggers, policy.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; default: audits/NAME-DIGEST.", show_default=False)]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to purify and measure. `cuda` is an error where there is none.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the split of the images and of the purifier.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print report.json on stdout instead of a summary.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Tracking = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", help="MLflow; default: $MLFLOW_TRACKING_URI, else mlflow.db in the working folder.", show_default=False),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"onnx-audit {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    """Find, repair, prove and gate backdoors in third-party ONNX image classifiers."""
+
+
+@app.command(epilog=EXITS)
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write.")] = Path("demo"),
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Audit the bundled backdoored classifier; no input needed.
+
+    A small VGG for CIFAR-10 whose training images were poisoned: an 8x8 square in the corner makes it say "bird".  The audit measures
+    that, masks the weights that carry it, writes the repaired file and measures again.  Ends 0 when it worked, whatever the verdict.
+    """
+    with resources.as_file(resources.files("models.cifar10_trojan")) as folder:
+        report = _audit(folder / "model.onnx", quiet=quiet, as_json=as_json, spec=folder / "audit.yaml", out=out, device=device, seed=seed, tracking_uri=tracking_uri)
+    if report["purified"] is None:
+        raise typer.Exit(3)
+
+
+@app.command(epilog=EXITS)
+def run(
+    model: Model,
+    data: Data = None,
+    spec: Spec = None,
+    out: Out = None,
+    method: Annotated[str | None, typer.Option("--method", help="How to purify; default: the spec's, else awm.", show_default=False)] = None,
+    preset: Annotated[Literal["default", "paper"] | None, typer.Option("--preset", help="Our settings, or the paper's.", show_default=False)] = None,
+    purify: Annotated[
+        Literal["auto", "always", "never"] | None, typer.Option("--purify", help="Whether to purify; auto: when there is something to repair.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    accept_repaired: Annotated[bool, typer.Option("--accept-repaired", help="REPAIRED exits 0: for a gate that ships the repaired file.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Audit a model: scan, measure, purify what must be, write back, measure again, decide, record.
+
+    IMAGES are split, seeded and stratified, into calibration images (which a purifier may see) and hold-out images (which judge).
+    """
+    from pipeline.config import METHODS
+
+    if method is not None and method not in METHODS:
+        _fail(BadInput(f"there is no method {method!r}; there are: {', '.join(METHODS)}"))
+    options = {"data": data, "method": method, "preset": preset, "purify": purify}
+    report = _audit(model, quiet=quiet, as_json=as_json, spec=spec, out=out, device=device, seed=seed, tracking_uri=tracking_uri, **options)
+    code = {"ACCEPT": 0, "REPAIRED": 0 if accept_repaired else 1, "REJECT": 1, "INCONCLUSIVE": 3}[report["verdict"]]
+    raise typer.Exit(code)
+
+
+@app.command(epilog="Exit codes: 0 nothing of high severity · 1 a finding of high severity · 2 the file is no model that can be audited · 3 it could not be looked at.")
+def scan(model: Model, out: Out = None, as_json: AsJson = False) -> None:
+    """Look at the file and its graph only: no images, seconds."""
+    with _Ending():
+        from flows.scan import scan as scan_file
+
+        found = scan_file(model)
+        text = json.dumps(found, indent=2) + "\n"
+        if out is not None:
+            from pipeline.outputs import Outputs
+
+            Outputs(out).write("scan.json", text.encode())
+        if as_json:
+            typer.echo(text, nl=False)
+        else:
+            from flows.terminal import show_scan
+
+            show_scan(found)
+    severe = any(finding["severity"] in ("high", "critical") for finding in found["findings"])
+    errored = any(check["outcome"] == "errored" for check in found["checks"])
+    raise typer.Exit(1 if severe else 3 if errored else 0)
+
+
+@app.command()
+def record(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of an audit whose record was not taken.", show_default=False)],
+    tracking_uri: Tracking = None,
+) -> None:
+    """Send an audit to MLflow that could not be recorded when it ran."""
+    with _Ending():
+        from flows.resend import resend
+
+        answer = resend(folder, tracking_uri=tracking_uri)
+        typer.echo(f"MLflow run {answer['run_id']} in {answer['tracking_uri']}")
+
+
+def _audit(model: Path, *, quiet: bool, as_json: bool, **options: Any) -> dict[str, Any]:
+    """Run the flow with progress on stderr, print its result, and return the report."""
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    with _Ending() as ending:
+        store = Store()
+        server = ending.enter_context(_prefect(store))  # starts in the background while the rest is imported
+        from flows.terminal import Display, show
+
+        display = ending.enter_context(Display(quiet=quiet))
+        display.started("getting ready")
+        from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+        from flows.audit import audit
+        from flows.progress import watched_by
+        from pipeline.outputs import Outputs
+        from pipeline.report.model import AuditReport
+
+        settings: dict[Any, Any] = {PREFECT_LOCAL_STORAGE_PATH: str(store.results)}
+        if server is not None:
+            settings[PREFECT_API_URL] = server.wait()
+        with temporary_settings(settings), watched_by(display):
+            report: dict[str, Any] = audit(str(model), **given, command=["onnx-audit", *sys.argv[1:]])
+    written = AuditReport.model_validate(report)
+    if as_json:
+        from pipeline.report.json import render_json
+
+        typer.echo(render_json(written).decode(), nl=False)
+    else:
+        show(written, folder=str(given["out"] or Outputs.beside(model, written.model.sha256).folder))
+    return report
+
+
+def _prefect(store: Store) -> Any:
+    """The temporary server, when one is needed; and Prefect kept from talking over the progress bars."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "true")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from flows.server import prefect_server
+
+    return prefect_server(store.folder / "prefect")
+
+
+class _Ending(ExitStack):
+    """Turns how a command ends into an exit code and one sentence; SIGTERM ends it as Ctrl-C does."""
+
+    def __enter__(self) -> _Ending:
+        signal.signal(signal.SIGTERM, _interrupt)
+        super().__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        try:
+            super().__exit__(kind, error, trace)
+        except BaseException as other:  # from leaving, and no less an error
+            error = error or other
+        if isinstance(error, KeyboardInterrupt):
+            typer.echo("interrupted; what had finished is kept, and the same audit goes on from there", err=True)
+            sys.stderr.flush()
+            os._exit(130)  # Prefect's threads are still talking to a server that is gone
+        if isinstance(error, AuditError):
+            _fail(error)
+        if isinstance(error, Exception) and not isinstance(error, typer.Exit):
+            _fail(Defect(_remember(error)))
+        return False
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _remember(error: Exception) -> str:
+    """Keep a traceback in a file, and say where: it is for us, not for the terminal."""
+    log = Store().folder / "defect.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {error}; this is a mistake in onnx-audit {version()}, please report it with {log}"
+
+
+def _fail(error: AuditError) -> NoReturn:
+    typer.echo(f"onnx-audit: {error}", err=True)
+    raise typer.Exit(error.exit_code)
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What a person sees while an audit runs and when it is done: progress on stderr, the result on stdout."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.report.model import AuditReport
+from pipeline.report.summary import SENTENCES, interval, percent, summary_rows, target_text
+from pipeline.results import Rate, ScanResult
+from pipeline.sandbox import Progress as Moved
+
+COLOURS = {"ACCEPT": "green", "REPAIRED": "cyan", "REJECT": "red", "INCONCLUSIVE": "yellow"}
+SHOWN = ("loss", "mask_mean")
+MARKS = {"ran": "[green]✓[/]", "reused": "[blue]↺[/]", "failed": "[red]✗[/]", "skipped": "[dim]–[/]"}
+
+
+class Display:
+    """A line a stage, with a bar for the one that runs.  Without a terminal, a plain line when a stage ends."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        """Write to stderr, or nothing when `quiet`."""
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+        self.progress = Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        """A line of plain text."""
+        self.console.print(Text(text))
+
+    def started(self, stage: str) -> None:
+        """Show a stage that begins."""
+        self._clear()
+        self.task = self.progress.add_task(escape(stage), total=None, figures="")
+
+    def moved(self, progress: Moved) -> None:
+        """Move the bar of the stage that runs."""
+        if self.task is not None:
+            figures = "  ".join(f"{name} {progress.metrics[name]:.3g}" for name in SHOWN if name in progress.metrics)
+            description = escape(f"{progress.stage}: {progress.text}")
+            self.progress.update(self.task, description=description, completed=progress.done, total=progress.total or None, figures=figures)
+
+    def ended(self, stage: str, outcome: str, seconds: float) -> None:
+        """Leave a line for a stage that ended."""
+        self._clear()
+        took = "" if outcome == "skipped" else f"{seconds:6.1f} s"
+        self.console.print(f"{MARKS[outcome]} {escape(stage):<14} [dim]{outcome:<7} {took}[/]")
+
+    def _clear(self) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+            self.task = None
+
+
+def show(report: AuditReport, *, folder: str) -> None:
+    """The verdict, its reasons and the before/after table, on stdout."""
+    console = Console(highlight=False)
+    colour = COLOURS[report.verdict]
+    console.print(Text.assemble((f" {report.verdict} ", f"bold reverse {colour}"), " ", SENTENCES[report.verdict]))
+    for reason in report.reasons:
+        console.print(Text(f"  • {reason.text}"), soft_wrap=True)
+    if rows := summary_rows(report):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in ("rate", "target", "submitted", "95 %", "repaired", "95 %"):
+            table.add_column(title, justify="left" if title in ("rate", "target") else "right")
+        for row in rows:
+            target = "" if row.kind == "clean" else target_text(row.target, report.labels)
+            table.add_row(Text(f"{row.metric} {row.name}"), Text(target), *_cells(row.before), *_cells(row.after))
+        console.print()
+        console.print(table)
+    reused = [stage.name for stage in report.stages if stage.outcome == "reused"]
+    console.print()
+    if reused:
+        console.print(Text(f"reused from an earlier audit: {', '.join(reused)}"))
+    if report.mlflow:
+        console.print(Text(f"MLflow run {report.mlflow.run_id} in {report.mlflow.tracking_uri}"), soft_wrap=True)
+    console.print(Text(f"report and files in {folder}"), soft_wrap=True)
+
+
+def _cells(rate: Rate | None) -> tuple[str, str]:
+    return (percent(rate.rate), interval(rate)) if rate else ("–", "")
+
+
+def show_scan(found: dict[str, Any]) -> None:
+    """What a scan found, on stdout."""
+    result = ScanResult.model_validate(found)
+    console, model = Console(highlight=False), result.model
+    console.print(Text(f"opset {model.opset}, {model.producer}, {model.nodes} nodes, {model.parameters} parameters, sha256 {model.sha256}"), soft_wrap=True)
+    operators = ", ".join(f"{name} x{count}" if count > 1 else name for name, count in model.operators.items())
+    console.print(Text(f"input {model.input_name} {model.input_shape}, operators: {operators}"), soft_wrap=True)
+    for check in result.checks:
+        mark = {"passed": "[green]✓[/]", "failed": "[red]✗[/]", "skipped": "[dim]–[/]", "errored": "[yellow]![/]"}[check.outcome]
+        console.print(f"{mark} {escape(check.name)} {escape(check.note)}")
+    for finding in result.findings:
+        console.print(Text(f"{finding.severity.upper()} {finding.rule}: {finding.message} {finding.where}"), soft_wrap=True)
+    console.print(Text("No images were used: accuracy, triggers and weights were not looked at."))

@@ -1,0 +1,161 @@
+"""Everything that an audit has gathered so far, and the report that can be made of it at any moment."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.artifact import ModelArtifact
+from pipeline.config import AuditSpec
+from pipeline.inputs import Inputs, digest
+from pipeline.policy import Evidence, decide
+from pipeline.provenance import git, packages, version
+from pipeline.report.model import AuditReport, Files, MlflowRecord, Provenance, Purified, Stage, SubmittedModel
+from pipeline.report.summary import summary_rows
+from pipeline.results import ImportResult, Measurement, PurifyResult, ReadingResult, ScanResult, WriteBackResult
+from pipeline.verdict import Reason
+
+
+@dataclass(kw_only=True)
+class Dossier:
+    """The answers of the stages, None until they came; `failures` says which never will.
+
+    path: as it was given.  sha256: of the submitted file.  seed, device: as they were asked for.
+    """
+
+    path: Path
+    sha256: str
+    spec: AuditSpec
+    inputs: Inputs
+    seed: int
+    device: str
+    command: list[str] | None = None
+    artifact: ModelArtifact | None = None
+    scanned: ScanResult | None = None
+    reading: ReadingResult | None = None
+    submitted: Measurement | None = None
+    imported: ImportResult | None = None
+    purified: PurifyResult | None = None
+    written: WriteBackResult | None = None
+    after: Measurement | None = None
+    mlflow: MlflowRecord | None = None
+    stages: list[Stage] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    remarks: list[Reason] = field(default_factory=list)
+    files: Files = field(default_factory=Files)
+
+    def note(self, name: str, outcome: Literal["ran", "reused", "failed", "skipped"], seconds: float = 0.0, note: str = "") -> None:
+        """Remember how a stage went."""
+        self.stages.append(Stage(name=name, outcome=outcome, seconds=round(seconds, 3), note=note))
+
+    @property
+    def key(self) -> str:
+        """SHA-256, in hex, of everything that the result follows from: the same key is the same audit."""
+        spec = self.spec.model_dump(mode="json", exclude={"data", "triggers", "limits"})
+        images = {"calibration": self.inputs.calibration, "holdout": self.inputs.holdout}
+        model = self.artifact.digest if self.artifact else self.sha256
+        return digest([model, spec, images, self.inputs.triggers, self.seed, self.device, version()])
+
+    def report(self) -> AuditReport:
+        """Decide, and say everything."""
+        after = self.after if self.written else None
+        evidence = Evidence(
+            findings=self.scanned.findings if self.scanned else [],
+            checks=self.scanned.checks if self.scanned else [],
+            failures=self.failures,
+            submitted=self.submitted,
+            parity=self.imported.parity if self.imported else None,
+            purified=after,
+        )
+        verdict, reasons = decide(evidence, self.spec.policy)
+        facts = self.scanned.model if self.scanned else None
+        return AuditReport(
+            verdict=verdict,
+            reasons=[*reasons, *self.remarks],
+            model=SubmittedModel(
+                path=str(self.path),
+                sha256=self.sha256,
+                bytes=facts.bytes if facts else self.path.stat().st_size,
+                opset=facts.opset if facts else None,
+                producer=facts.producer if facts else None,
+                parameters=facts.parameters if facts else None,
+            ),
+            findings=evidence.findings,
+            checks=evidence.checks,
+            reading=self.reading,
+            labels=self.spec.labels,
+            parity=evidence.parity,
+            bound=self.imported.bound if self.imported else None,
+            unbound=self.imported.unbound if self.imported else None,
+            submitted=self.submitted,
+            detection=None,
+            purified=self._purified(),
+            mlflow=self.mlflow,
+            stages=self.stages,
+            provenance=Provenance(
+                version=version(),
+                git=git(),
+                packages=packages(),
+                device=self.purified.device if self.purified else self.device,
+                seed=self.seed,
+                calibration_sha256=digest(self.inputs.calibration),
+                holdout_sha256=digest(self.inputs.holdout),
+                created=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
+                command=self.command,
+            ),
+            files=self.files,
+        )
+
+    def _purified(self) -> Purified | None:
+        if self.purified is None or self.written is None or self.after is None:
+            return None
+        return Purified(
+            **dict(self.after),
+            sha256=self.written.model.sha256,
+            method=self.purified.method,
+            preset=self.purified.preset,
+            changed_initializers=len(self.written.changes),
+            changes=self.written.changes,
+            seconds=self.purified.seconds,
+            device=self.purified.device,
+            notes=self.purified.notes,
+        )
+
+    def record(self, report: AuditReport, *, tracking_uri: str, experiment: str, artifacts: dict[str, str], model: str | None, description: str) -> dict[str, Any]:
+        """What the tracking server is to be told, as `pipeline.tracking.RecordRequest` has it; paths relative to the output folder."""
+        metrics = {f"{name}_{when}": rate.rate for row in summary_rows(report) for name, when, rate in _rates(row)}
+        if report.purified is not None:
+            metrics |= {"purify_seconds": report.purified.seconds, "changed_initializers": float(report.purified.changed_initializers)}
+        settings = self.spec.model_dump(mode="json", exclude={"data", "triggers", "labels"})
+        params = {f"{section}.{name}": str(value) for section, values in settings.items() if isinstance(values, dict) for name, value in values.items()}
+        tags = {
+            "audit.verdict": str(report.verdict),
+            "audit.model_sha256": report.model.sha256,
+            "audit.purified_sha256": report.purified.sha256 if report.purified else "",
+            "audit.calibration_sha256": report.provenance.calibration_sha256 or "",
+            "audit.holdout_sha256": report.provenance.holdout_sha256 or "",
+            "audit.version": report.provenance.version,
+            "audit.git": report.provenance.git or "",
+            "audit.reasons": ", ".join(reason.code for reason in report.reasons),
+        }
+        return {
+            "tracking_uri": tracking_uri,
+            "experiment": experiment,
+            "audit_key": self.key,
+            "run_name": f"{self.path.stem} {report.model.sha256[:8]}",
+            "params": params | {"seed": str(self.seed), "device": self.device, "model": self.path.name},
+            "metrics": metrics,
+            "history": [step.model_dump(mode="json") for step in self.purified.history] if self.purified else [],
+            "tags": tags,
+            "artifacts": artifacts,
+            "model": model,
+            "input_example": "input_example.npy" if model else None,
+            "description": description,
+        }
+
+
+def _rates(row: Any) -> list[tuple[str, str, Any]]:
+    name = "acc" if row.metric == "ACC" else f"{row.metric.lower()}.{row.kind}.{row.name}"
+    return [(name, when, rate) for when, rate in (("before", row.before), ("after", row.after)) if rate is not None]

@@ -1,0 +1,84 @@
+"""What an audit is given, brought into the store: a spec, images split in two, triggers with their files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import Store
+from pipeline.config import AuditSpec
+from pipeline.errors import BadInput, ImagesRefused, SpecRefused
+from pipeline.images import CalibrationSet, HoldoutSet, LabelledImages, read, shared, split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """JSON all through, files as digests, so that it can key what is computed from it.
+
+    calibration, holdout: {"images": digest, "labels": digest}.  triggers: as in the spec, with digests for paths and the target
+    resolved.  shape: (H, W, C) of the images.
+    """
+
+    spec: AuditSpec
+    calibration: dict[str, str]
+    holdout: dict[str, str]
+    triggers: list[dict[str, Any]]
+    shape: tuple[int, int, int]
+
+
+def prepare(spec: AuditSpec, data: Path | None, *, seed: int, store: Store) -> Inputs:
+    """Read, check, split and keep everything but the model.  Raises BadInput."""
+    calibration, holdout = _images(spec, data, seed)
+    shape = calibration.images.shape[1:]
+    if holdout.images.shape[1:] != shape:
+        raise ImagesRefused(f"calibration images are {shape} and hold-out images {holdout.images.shape[1:]}; one size is expected")
+    triggers = []
+    for trigger in spec.triggers:
+        target = spec.target_of(trigger)
+        built = trigger.build(shape[2])
+        try:
+            built(holdout.pictures()[:1])
+        except ValueError as error:
+            raise SpecRefused(f"trigger {trigger.name!r}: {error}") from error
+        files = {field: store.put(Path(path)) for field, path in trigger.files().items()}
+        triggers.append({**trigger.model_dump(mode="json"), **files, "target": target})
+    return Inputs(spec=spec, calibration=_keep(calibration, store), holdout=_keep(holdout, store), triggers=triggers, shape=shape)
+
+
+def _images(spec: AuditSpec, data: Path | None, seed: int) -> tuple[CalibrationSet, HoldoutSet]:
+    one = data or spec.data.images
+    if one is not None:
+        return split(read(one, labels=spec.labels), calibration=spec.purify.images, seed=seed)
+    if spec.data.calibration is None or spec.data.holdout is None:
+        raise SpecRefused("no images: give --data IMAGES, or `data` with `calibration` and `holdout` (or `images`, to be split) in the spec")
+    calibration = read(spec.data.calibration, labels=spec.labels)
+    holdout = read(spec.data.holdout, labels=spec.labels)
+    if equal := shared(calibration, holdout):
+        raise ImagesRefused(f"{equal} hold-out images also lie among the calibration images; what judges a repair must not have made it")
+    if spec.purify.images is not None and spec.purify.images < len(calibration):
+        calibration, _ = split(calibration, calibration=spec.purify.images, seed=seed)
+    return CalibrationSet(calibration.images, calibration.labels), HoldoutSet(holdout.images, holdout.labels)
+
+
+def _keep(images: LabelledImages, store: Store) -> dict[str, str]:
+    with store.scratch() as folder:
+        return {name: store.put(path) for name, path in images.save(folder).items()}
+
+
+def digest(value: Any) -> str:
+    """SHA-256, in hex, of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_model_path(path: Path, *, most_bytes: float) -> Path:
+    """An existing plain file, made absolute.  Raises BadInput."""
+    if not path.exists():
+        raise BadInput(f"there is no file {path}: give the path of an .onnx model")
+    if not path.is_file():
+        raise BadInput(f"{path} is not a file: give the path of an .onnx model")
+    if path.stat().st_size > most_bytes:
+        raise BadInput(f"{path} has {path.stat().st_size} bytes; the limit is {most_bytes:.0f} (`limits.file_gib` in the spec)")
+    return path.absolute()

@@ -1,0 +1,117 @@
+"""The verdict, as one pure function of the evidence and the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pipeline.config import Policy
+from pipeline.findings import Check, Finding, Outcome, Severity
+from pipeline.results import Measurement, Parity
+from pipeline.verdict import Reason, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What an audit knows in the end.  failures: stage -> why it gave no answer.  searched: that the search for triggers ran."""
+
+    findings: list[Finding] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    submitted: Measurement | None = None
+    parity: Parity | None = None
+    searched: bool = False
+    suspected: int = 0
+    purified: Measurement | None = None
+
+
+def decide(evidence: Evidence, policy: Policy) -> tuple[Verdict, list[Reason]]:
+    """ACCEPT, REPAIRED, REJECT or INCONCLUSIVE, with every reason that was met.
+
+    In this order: a finding that no repair removes is REJECT; so is a repaired file that fails too; whatever was broken or could
+    not be believed is INCONCLUSIVE; a repair that passes is REPAIRED; what was not looked at keeps the rest from ACCEPT.
+    """
+    graph = list(_graph(evidence))
+    broken = list(_broken(evidence, policy))
+    weak = list(_weights(evidence.submitted, None, policy, "submitted")) + list(_suspicion(evidence))
+    unrepaired = list(_weights(evidence.purified, evidence.submitted, policy, "purified"))
+    unseen = list(_unseen(evidence))
+    reasons = [*graph, *weak, *unrepaired, *broken, *unseen]
+    if graph:
+        return Verdict.REJECT, reasons
+    if weak and evidence.purified is not None and unrepaired:
+        return Verdict.REJECT, reasons
+    if broken:
+        return Verdict.INCONCLUSIVE, reasons
+    if weak and evidence.purified is None:
+        return Verdict.REJECT, [*reasons, Reason(code="purify.not-done", text="The submitted weights fail and nothing was repaired.")]
+    if weak:
+        return Verdict.REPAIRED, [*reasons, Reason(code="purify.passes", text="The written-back file passes everything that the policy asks of it.")]
+    if unseen:
+        return Verdict.INCONCLUSIVE, reasons
+    return Verdict.ACCEPT, [Reason(code="policy.passes", text="Every stage ran, and the submitted file passes everything that the policy asks of it.")]
+
+
+def needs_repair(submitted: Measurement, policy: Policy) -> bool:
+    """Whether a known trigger works better than the policy allows."""
+    return any(attack.asr.rate > policy.max_asr for attack in submitted.attacks)
+
+
+def _graph(evidence: Evidence) -> Iterator[Reason]:
+    for finding in evidence.findings:
+        if finding.severity.rank >= Severity.HIGH.rank:
+            yield Reason(code=finding.rule, text=f"{finding.message} ({finding.where})" if finding.where else finding.message)
+
+
+def _suspicion(evidence: Evidence) -> Iterator[Reason]:
+    if evidence.suspected:
+        yield Reason(code="detect.suspected", text=f"The search suspects {evidence.suspected} class(es) of being the target of a backdoor.")
+
+
+def _weights(measured: Measurement | None, before: Measurement | None, policy: Policy, which: str) -> Iterator[Reason]:
+    """What the policy has against a file's weights; `before` is the submitted file's measurement when `measured` is a repair's."""
+    if measured is None:
+        return
+    for attack in measured.attacks:
+        if attack.asr.rate > policy.max_asr:
+            text = f"Trigger {attack.name!r} sends {100 * attack.asr.rate:.1f} % of images to its target in the {which} file; {100 * policy.max_asr:g} % is allowed."
+            yield Reason(code=f"{which}.asr", text=text)
+    if measured.clean.rate < policy.min_accuracy:
+        text = f"The {which} file is right on {100 * measured.clean.rate:.1f} % of clean images; {100 * policy.min_accuracy:g} % is asked for."
+        yield Reason(code=f"{which}.accuracy", text=text)
+    if before is not None and before.clean.rate - measured.clean.rate > policy.max_accuracy_drop:
+        lost = 100 * (before.clean.rate - measured.clean.rate)
+        text = f"The repair costs {lost:.1f} points of clean accuracy; {100 * policy.max_accuracy_drop:g} are allowed."
+        yield Reason(code=f"{which}.accuracy-drop", text=text)
+
+
+def _broken(evidence: Evidence, policy: Policy) -> Iterator[Reason]:
+    for stage, text in evidence.failures.items():
+        yield Reason(code=f"{stage}.failed", text=f"{text[0].upper()}{text[1:]}.")
+    for check in evidence.checks:
+        if check.outcome == Outcome.ERRORED:
+            yield Reason(code=f"{check.name}.errored", text=f"The check {check.name} could not be made: {check.note}.")
+    if evidence.parity is not None and not evidence.parity.holds:
+        text = f"onnxruntime and the torch twin differ by {evidence.parity.max_relative_difference:.2g} (1e-3 is allowed)"
+        if (first := evidence.parity.first_divergence) is not None:
+            text += f", first at {first.operator} {first.node}: {first.onnxruntime:.6g} against {first.torch:.6g}"
+        yield Reason(code="import.parity", text=text + ".")
+    measured = evidence.submitted
+    if measured is None:
+        if "measure" not in evidence.failures:
+            yield Reason(code="measure.absent", text="The submitted file was not measured.")
+        return
+    if measured.clean.total < policy.min_images:
+        yield Reason(code="images.too-few", text=f"{measured.clean.total} hold-out images judge nothing; the policy asks for {policy.min_images}.")
+    for name, one in (("submitted", measured), ("purified", evidence.purified)):
+        if one is not None and one.answered < 2:
+            yield Reason(code=f"{name}.constant", text=f"The {name} file gives every clean image the same class: nothing that is measured on it means anything.")
+
+
+def _unseen(evidence: Evidence) -> Iterator[Reason]:
+    if not evidence.searched:
+        text = "No search for unknown triggers was made: a backdoor whose trigger was not given would not have been seen."
+        yield Reason(code="detect.absent", text=text)
+    for check in evidence.checks:
+        if check.outcome == Outcome.SKIPPED:
+            yield Reason(code=f"{check.name}.skipped", text=f"The check {check.name} was not made: {check.note}.")

@@ -1,0 +1,278 @@
+"""The stages of an audit, each a function from files to files: what a child process runs.
+
+`python -m pipeline.stages FD PARENT MEMORY FILE_SIZE` reads one request from stdin and answers on descriptor FD, as
+`pipeline.sandbox` describes.  A stage imports what it needs when it runs, so that a scan does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipeline.artifact import ModelArtifact
+from pipeline.errors import AuditError, Defect, StageFailed
+from pipeline.images import CalibrationSet, HoldoutSet, InputSpec
+from pipeline.results import (
+    ImportResult,
+    IntakeResult,
+    Measurement,
+    ModelFacts,
+    PlotsResult,
+    PurifyResult,
+    ReadingResult,
+    ScanResult,
+    WriteBackResult,
+)
+from pipeline.sandbox import confine
+
+Json = dict[str, Any]
+
+
+class Desk:
+    """Where a stage works: its own folder for what it makes, and a line to the parent for how far it is."""
+
+    def __init__(self, folder: Path, send: Callable[[Json], None]) -> None:
+        self.folder = folder
+        self._send = send
+
+    def report(self, text: str, done: int, total: int, metrics: dict[str, float] | None = None) -> None:
+        """Tell the parent."""
+        self._send({"event": "progress", "text": text, "done": done, "total": total, "metrics": metrics or {}})
+
+    def counter(self, text: str) -> Callable[[int, int], None]:
+        """A progress function of what is done and what there is."""
+        return lambda done, total: self.report(text, done, total)
+
+    def model(self, artifact: Json) -> Path:
+        """The artifact's model file, with its external data beside it under the right names."""
+        files = artifact["files"]
+        if len(files) == 1:
+            return Path(files["model.onnx"])
+        folder = self.folder.parent / "model"
+        if not folder.exists():
+            for name, path in files.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / name)  # copies: onnx refuses external data that is a link
+        return folder / "model.onnx"
+
+
+def intake(desk: Desk, *, source: str) -> IntakeResult:
+    """Take the submitted file and its external data in."""
+    from pipeline.scan.intake import take_in
+
+    copies = take_in(Path(source), desk.folder)
+    return IntakeResult(model=ModelArtifact(files={name: str(path) for name, path in copies.items()}))
+
+
+def scan(desk: Desk, *, model: Json) -> ScanResult:
+    """Look at the file and its graph, without running them."""
+    from pipeline.scan import scan
+
+    return scan(desk.model(model))
+
+
+def read(desk: Desk, *, model: Json, facts: Json, calibration: Json, wanted: Json | None, device: str) -> ReadingResult:
+    """Settle how the model reads pictures: as the spec says, or by what scores best on calibration images."""
+    from pipeline.evaluate.reading import check_reading, guess_reading
+
+    shape = ModelFacts.model_validate(facts).input_shape
+    images = CalibrationSet.load(calibration)
+    if wanted is None:
+        return guess_reading(desk.model(model), shape, images, device=device, progress=desk.counter("trying readings"))
+    reading = InputSpec.model_validate(wanted)
+    check_reading(reading, shape, images.images.shape[1:])
+    return ReadingResult(input=reading, guessed=False)
+
+
+def measure(desk: Desk, *, model: Json, holdout: Json, reading: Json, triggers: list[Json], output: str | None, device: str) -> Measurement:
+    """Clean accuracy, and ASR and RA of every trigger, on the hold-out images."""
+    from pipeline.evaluate.measurement import KnownAttack, measure
+    from pipeline.evaluate.session import Classifier
+    from pipeline.triggers import TriggerSpec
+
+    images = HoldoutSet.load(holdout)
+    specs = [TriggerSpec.model_validate(trigger) for trigger in triggers]
+    attacks = [
+        KnownAttack(name=spec.name, trigger=spec.build(images.images.shape[3]), target=given["target"]) for spec, given in zip(specs, triggers, strict=True)
+    ]
+    classifier = Classifier(desk.model(model), InputSpec.model_validate(reading), device=device, output=output)
+    return measure(classifier, images, attacks, progress=desk.counter("images measured"))
+
+
+def import_model(
+    desk: Desk, *, model: Json, facts: Json, reading: Json, calibration: Json, output: str | None, probabilities: bool | None, device: str
+) -> ImportResult:
+    """Make the torch twin, and compare it with onnxruntime on calibration images; where they part, find the first such node."""
+    from pipeline.convert.parity import compare, first_divergence
+    from pipeline.convert.to_torch import bound, convert
+    from pipeline.evaluate.session import Classifier, probable, run_all
+
+    path = desk.model(model)
+    pictures = CalibrationSet.load(calibration).pictures()[:64]
+    spec = InputSpec.model_validate(reading)
+    classifier = Classifier(path, spec, device=device, output=output)
+    scores = classifier(pictures)
+    answers_probabilities = probable(scores) if probabilities is None else probabilities
+    twin, copy = convert(path, spec, ModelFacts.model_validate(facts), output=output, probabilities=answers_probabilities)
+    parity = compare(twin, scores, pictures)
+    if not parity.holds:
+        x = classifier.tensor(pictures[:1])
+        parity = parity.model_copy(update={"first_divergence": first_divergence(copy, twin.module, x, run_all)})
+    return ImportResult(parity=parity, bound=bound(twin), unbound=list(twin.unbound), probabilities=answers_probabilities)
+
+
+def purify(
+    desk: Desk,
+    *,
+    model: Json,
+    facts: Json,
+    reading: Json,
+    calibration: Json,
+    output: str | None,
+    probabilities: bool,
+    method: str,
+    preset: str,
+    seed: int,
+    device: str,
+) -> PurifyResult:
+    """Find new values for the weights, on the torch twin, from calibration images alone."""
+    import numpy as np
+    import torch
+
+    from pipeline.convert.to_torch import convert
+    from pipeline.purify import methods
+    from pipeline.twin import choose_device, device_name
+
+    place = choose_device(device)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    twin, _ = convert(desk.model(model), InputSpec.model_validate(reading), ModelFacts.model_validate(facts), output=output, probabilities=probabilities)
+    started = time.monotonic()
+    purified = methods()[method](
+        twin.to(place),
+        CalibrationSet.load(calibration),
+        preset=preset,
+        seed=seed,
+        report=lambda step, total, figures: desk.report(f"{method}, step", step, total, figures),
+    )
+    seconds = time.monotonic() - started
+    paths = {name: desk.folder / name for name in ("weights.npz", "masks.npz", "perturbation.npy")}
+    np.savez(paths["weights.npz"], **_numbered(purified.weights))
+    np.savez_compressed(paths["masks.npz"], **_numbered(purified.masks))
+    if purified.perturbation is not None:
+        np.save(paths["perturbation.npy"], purified.perturbation, allow_pickle=False)
+    return PurifyResult(
+        method=method,
+        preset=preset,
+        seconds=seconds,
+        device=device_name(place),
+        weights=str(paths["weights.npz"]),
+        masks=str(paths["masks.npz"]),
+        perturbation=str(paths["perturbation.npy"]) if purified.perturbation is not None else None,
+        hypotheses=purified.hypotheses,
+        history=purified.history,
+        notes=purified.notes,
+    )
+
+
+def write_back(desk: Desk, *, model: Json, weights: str) -> WriteBackResult:
+    """Put the new values into the submitted graph, and prove that nothing else changed."""
+    from pipeline.convert.write_back import write_back
+
+    files, changes = write_back(desk.model(model), list(model["files"]), named(Path(weights)), desk.folder)
+    return WriteBackResult(model=ModelArtifact(files={name: str(path) for name, path in files.items()}), changes=changes)
+
+
+def plots(desk: Desk, *, purified: Json | None, submitted: Json, after: Json | None, max_asr: float) -> PlotsResult:
+    """Draw what people would rather look at than read."""
+    from pipeline.report import plots
+    from pipeline.report.summary import rows_between
+
+    rows = rows_between(Measurement.model_validate(submitted), Measurement.model_validate(after) if after else None)
+    drawn = {"before_after": plots.before_after(rows, max_asr=max_asr)}
+    if purified is not None:
+        result = PurifyResult.model_validate(purified)
+        drawn["masks"] = plots.mask_histogram(named(Path(result.masks)))
+        drawn["history"] = plots.history(result.history)
+        if result.perturbation is not None:
+            import numpy as np
+
+            drawn["perturbation"] = plots.perturbation(np.load(result.perturbation, allow_pickle=False), titles=result.hypotheses)
+    for name, png in drawn.items():
+        (desk.folder / f"{name}.png").write_bytes(png)
+    return PlotsResult(plots={name: str(desk.folder / f"{name}.png") for name in drawn})
+
+
+def record(desk: Desk, *, request: Json) -> BaseModel:
+    """Write the audit to MLflow: in a child, since MLflow opens the model that it is given."""
+    from pipeline.tracking import RecordRequest, record
+
+    return record(RecordRequest.model_validate(request))
+
+
+STAGES: dict[str, Callable[..., BaseModel]] = {
+    "intake": intake,
+    "scan": scan,
+    "read": read,
+    "measure": measure,
+    "import": import_model,
+    "purify": purify,
+    "write-back": write_back,
+    "plots": plots,
+    "record": record,
+}
+
+
+def _numbered(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays for an .npz: names of a submitted file are no names of archive members."""
+    import numpy as np
+
+    names = np.frombuffer(json.dumps(list(arrays)).encode(), np.uint8)
+    return {"names": names, **{str(row): array for row, array in enumerate(arrays.values())}}
+
+
+def named(path: Path) -> dict[str, Any]:
+    """What `_numbered` wrote: initializer name -> array."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[str(row)] for row, name in enumerate(json.loads(archive["names"].tobytes()))}
+
+
+def main() -> None:
+    """Run one stage, as a child of `pipeline.sandbox`."""
+    descriptor, parent, memory, file_size = map(int, sys.argv[1:5])
+    confine(parent=parent, memory=memory, file_size=file_size)
+    with os.fdopen(descriptor, "w", buffering=1) as line:
+
+        def send(event: Json) -> None:
+            line.write(json.dumps(event) + "\n")
+            line.flush()
+
+        try:
+            given = json.load(sys.stdin)
+            answer = STAGES[given["stage"]](Desk(Path(given["folder"]), send), **given["request"])
+            send({"event": "answer", "answer": answer.model_dump(mode="json")})
+        except AuditError as error:
+            send({"event": "error", "type": type(error).__name__, "text": str(error)})
+        except MemoryError:
+            send({"event": "error", "type": StageFailed.__name__, "text": f"the stage ran out of memory (limit {memory} bytes)"})
+        except Exception as error:
+            traceback.print_exc()
+            kind = StageFailed if "can't allocate memory" in str(error) or "bad_alloc" in str(error) else Defect
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+            send({"event": "error", "type": kind.__name__, "text": f"the {given['stage']} stage failed: {text}"})
+
+
+if __name__ == "__main__":
+    main()
