@@ -25,7 +25,7 @@ ENV PATH=/opt/onnx-audit/bin:$PATH
 # onnxruntime's CUDA part needs libcurand, which torch's wheels do not bring.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv /opt/onnx-audit \
-    && pip install --no-cache-dir --disable-pip-version-check \
+    && pip install --no-cache-dir --disable-pip-version-check --progress-bar off \
         --constraint /opt/onnx-audit/constraints.txt --requirement /opt/onnx-audit/requirements.txt 'cuda-toolkit[curand]'
 
 # Numeric, as Kubernetes wants it to believe runAsNonRoot.  /work is open to all because --user may name any other.
@@ -43,6 +43,7 @@ ENV HOME=/tmp \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     DO_NOT_TRACK=1 \
     MLFLOW_DISABLE_TELEMETRY=true \
+    ORT_DISABLE_TELEMETRY=1 \
     PREFECT_SERVER_ANALYTICS_ENABLED=false
 
 ARG REVISION=unknown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,7 +18,7 @@ from flows.progress import watcher
 from pipeline.artifact import Store, sha256
 from pipeline.config import AuditSpec, read_spec
 from pipeline.dossier import Dossier
-from pipeline.errors import BadInput, RecordFailed, StageFailed, StageKilled
+from pipeline.errors import SpecRefused, StageFailed, StageKilled
 from pipeline.inputs import check_model_path, prepare
 from pipeline.outputs import PENDING, Outputs, absolute
 from pipeline.policy import needs_repair
@@ -46,7 +47,15 @@ def _work(name: str, request: Json, limits: Limits) -> Json:
     return run(name, request, store=Store(), limits=limits, listener=watcher().moved)
 
 
-@task(name="stage", task_run_name="{name}", cache_policy=INPUTS - "limits", persist_result=True, result_serializer="json", retries=1, retry_condition_fn=_was_killed)
+@task(
+    name="stage",
+    task_run_name="{name}",
+    cache_policy=INPUTS - "limits",
+    persist_result=True,
+    result_serializer="json",
+    retries=1,
+    retry_condition_fn=_was_killed,
+)
 def stage(name: str, request: Json, version: str, limits: Limits) -> Json:
     """Run one stage in a child process.  What its answer follows from is its input, so that an equal request is answered once."""
     return _work(name, request, limits)
@@ -70,14 +79,14 @@ class Line:
     def __init__(self, dossier: Dossier, store: Store, limits: Limits) -> None:
         self.dossier, self.store, self.limits = dossier, store, limits
 
-    def __call__(self, name: str, kind: type[Answer], *, step: str | None = None, **request: Any) -> Answer:
+    def __call__(self, name: str, kind: type[Answer], request: Json, *, step: str | None = None) -> Answer:
         """Run a stage, or find it done.  `step` is what this run of it is called in the report.  Raises what the stage raised."""
         step = step or name
         started = time.monotonic()
         watcher().started(step)
         try:
             if name == "intake":
-                answer, reused = intake(limits=self.limits, **request), False
+                answer, reused = intake(request["source"], self.limits), False
             else:
                 answer, reused = self._kept(name, request)
         except StageFailed as error:
@@ -93,11 +102,10 @@ class Line:
         watcher().ended(step, "skipped", 0.0)
 
     def _kept(self, name: str, request: Json) -> tuple[Json, bool]:
-        inputs = {"name": name, "request": request, "version": version(), "limits": self.limits}
-        state = stage.with_options(persist_result=True)(**inputs, return_state=True)
+        state = stage(name, request, version(), self.limits, return_state=True)
         answer = state.result()
         if not self.store.holds(answer):  # somebody emptied the store
-            return stage.with_options(refresh_cache=True)(**inputs), False
+            return stage.with_options(refresh_cache=True)(name, request, version(), self.limits), False
         return answer, state.name == "Cached"
 
     def _ended(self, step: str, outcome: Literal["ran", "reused", "failed"], started: float, note: str = "") -> None:
@@ -109,24 +117,25 @@ class Line:
 def examine(found: Dossier, line: Line) -> None:
     """The stages, in order.  Each answer is in the dossier as soon as it is there; raises StageFailed where one gives none."""
     spec, inputs, device = found.spec, found.inputs, found.device
-    found.artifact = line("intake", IntakeResult, source=str(found.path)).model
-    model = found.artifact.model_dump()
+    found.artifact = line("intake", IntakeResult, {"source": str(found.path)}).model
+    model = {"model": found.artifact.model_dump()}
 
-    found.scanned = line("scan", ScanResult, model=model)
-    facts = found.scanned.model.model_dump(mode="json")
+    found.scanned = line("scan", ScanResult, model)
+    facts = {"facts": found.scanned.model.model_dump(mode="json")}
 
     wanted = spec.input.model_dump(mode="json") if spec.input else None
-    found.reading = line("read", ReadingResult, model=model, facts=facts, calibration=inputs.calibration, wanted=wanted, device=device)
-    reading = found.reading.input.model_dump(mode="json")
+    calibration = {"calibration": inputs.calibration, "device": device}
+    found.reading = line("read", ReadingResult, {**model, **facts, **calibration, "wanted": wanted})
+    reading = {"reading": found.reading.input.model_dump(mode="json"), "output": None}
 
-    measuring = {"holdout": inputs.holdout, "reading": reading, "triggers": inputs.triggers, "output": None, "device": device}
-    found.submitted = line("measure", Measurement, model=model, **measuring)
+    judged = {**reading, "holdout": inputs.holdout, "triggers": inputs.triggers, "device": device}
+    found.submitted = line("measure", Measurement, {**model, **judged})
     if spec.labels is not None and len(spec.labels) != found.submitted.classes:
-        raise BadInput(f"the spec names {len(spec.labels)} labels, and the model has {found.submitted.classes} classes")
+        raise SpecRefused(f"the spec names {len(spec.labels)} labels, and the model has {found.submitted.classes} classes")
 
-    twin = {"model": model, "facts": facts, "reading": reading, "calibration": inputs.calibration, "output": None, "device": device}
+    twin = {**model, **facts, **reading, **calibration}
     probabilities = None if spec.output is None else spec.output == "probabilities"
-    found.imported = line("import", ImportResult, **twin, probabilities=probabilities)
+    found.imported = line("import", ImportResult, {**twin, "probabilities": probabilities})
 
     line.skip("detect", "the search for unknown triggers is not part of this version")
 
@@ -135,9 +144,9 @@ def examine(found: Dossier, line: Line) -> None:
             line.skip(step, why_not)
         return
     how = {"method": spec.purify.method, "preset": spec.purify.preset, "seed": found.seed}
-    found.purified = line("purify", PurifyResult, **twin, probabilities=found.imported.probabilities, **how)
-    found.written = line("write-back", WriteBackResult, model=model, weights=found.purified.weights)
-    found.after = line("measure", Measurement, step="measure again", model=found.written.model.model_dump(), **measuring)
+    found.purified = line("purify", PurifyResult, {**twin, **how, "probabilities": found.imported.probabilities})
+    found.written = line("write-back", WriteBackResult, {**model, "weights": found.purified.weights})
+    found.after = line("measure", Measurement, {**judged, "model": found.written.model.model_dump()}, step="measure again")
 
 
 def _nothing_to_purify(found: Dossier) -> str | None:
@@ -185,10 +194,8 @@ def audit(
     inputs = prepare(settings, Path(data) if data else None, seed=seed, store=store)
     found = Dossier(path=path, sha256=submitted, spec=settings, inputs=inputs, seed=seed, device=device, command=command)
     line = Line(found, store, limits(settings, device))
-    try:
+    with suppress(StageFailed):  # it is in the dossier, and the verdict says so
         examine(found, line)
-    except StageFailed:
-        pass  # it is in the dossier, and the verdict says so
     report, request = write(found, line, outputs, tracking_uri=tracking_uri, experiment=experiment)
     report = send(found, outputs, report, request, line.limits)
     announce(report, outputs)
@@ -236,11 +243,14 @@ def _draw(found: Dossier, line: Line) -> dict[str, str]:
     """The pictures of the report, as digests; an audit is not lost for want of a picture."""
     if found.submitted is None:
         return {}
-    purified = found.purified.model_dump(mode="json") if found.purified and found.after else None
-    after = found.after.model_dump(mode="json") if found.after else None
+    drawn = {
+        "purified": found.purified.model_dump(mode="json") if found.purified and found.after else None,
+        "submitted": found.submitted.model_dump(mode="json"),
+        "after": found.after.model_dump(mode="json") if found.after else None,
+        "max_asr": found.spec.policy.max_asr,
+    }
     try:
-        submitted = found.submitted.model_dump(mode="json")
-        return line("plots", PlotsResult, purified=purified, submitted=submitted, after=after, max_asr=found.spec.policy.max_asr).plots
+        return line("plots", PlotsResult, drawn).plots
     except StageFailed as error:
         found.failures.pop("plots", None)
         found.remarks.append(Reason(code="plots.failed", text=f"The report has no pictures: {error}."))
@@ -290,7 +300,11 @@ def announce(report: AuditReport, outputs: Outputs) -> None:
     """The result as Prefect artifacts: a table, and a link to the page."""
     key = f"audit-{report.model.sha256[:12]}"
     rows = [
-        {"rate": f"{row.metric} {row.name}", "submitted": percent(row.before.rate) if row.before else "–", "repaired": percent(row.after.rate) if row.after else "–"}
+        {
+            "rate": f"{row.metric} {row.name}",
+            "submitted": percent(row.before.rate) if row.before else "–",
+            "repaired": percent(row.after.rate) if row.after else "–",
+        }
         for row in summary_rows(report)
     ]
     create_table_artifact(key=key, table=rows, description=markdown(report))

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from pipeline.artifact import Store
-from pipeline.errors import AuditError, BadInput, Defect, RecordFailed, StageFailed
+from pipeline.errors import AuditError, BadInput, Defect
 from pipeline.provenance import version
 
 EXITS = """
@@ -32,7 +32,12 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The submitted model.", show_default=False)]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", metavar="IMAGES", help="Clean images: a folder with one sub-folder a class, or an .npz with `images` (N,H,W,C uint8) and `labels` (N).", show_default=False),
+    typer.Option(
+        "--data",
+        metavar="IMAGES",
+        help="Clean images: a folder with one sub-folder a class, or an .npz with `images` (N,H,W,C uint8) and `labels` (N).",
+        show_default=False,
+    ),
 ]
 Spec = Annotated[Path | None, typer.Option("--spec", metavar="audit.yaml", help="How the model reads images, known triggers, policy.", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; default: audits/NAME-DIGEST.", show_default=False)]
@@ -74,7 +79,9 @@ def demo(
     that, masks the weights that carry it, writes the repaired file and measures again.  Ends 0 when it worked, whatever the verdict.
     """
     with resources.as_file(resources.files("models.cifar10_trojan")) as folder:
-        report = _audit(folder / "model.onnx", quiet=quiet, as_json=as_json, spec=folder / "audit.yaml", out=out, device=device, seed=seed, tracking_uri=tracking_uri)
+        report = _audit(
+            folder / "model.onnx", quiet=quiet, as_json=as_json, spec=folder / "audit.yaml", out=out, device=device, seed=seed, tracking_uri=tracking_uri
+        )
     if report["purified"] is None:
         raise typer.Exit(3)
 
@@ -88,7 +95,8 @@ def run(
     method: Annotated[str | None, typer.Option("--method", help="How to purify; default: the spec's, else awm.", show_default=False)] = None,
     preset: Annotated[Literal["default", "paper"] | None, typer.Option("--preset", help="Our settings, or the paper's.", show_default=False)] = None,
     purify: Annotated[
-        Literal["auto", "always", "never"] | None, typer.Option("--purify", help="Whether to purify; auto: when there is something to repair.", show_default=False)
+        Literal["auto", "always", "never"] | None,
+        typer.Option("--purify", help="Whether to purify; auto: when there is something to repair.", show_default=False),
     ] = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -111,7 +119,9 @@ def run(
     raise typer.Exit(code)
 
 
-@app.command(epilog="Exit codes: 0 nothing of high severity · 1 a finding of high severity · 2 the file is no model that can be audited · 3 it could not be looked at.")
+@app.command(
+    epilog="Exit codes: 0 nothing of high severity · 1 a finding of high severity · 2 the file is no model that can be audited · 3 it could not be looked at."
+)
 def scan(model: Model, out: Out = None, as_json: AsJson = False) -> None:
     """Look at the file and its graph only: no images, seconds."""
     with _Ending():
@@ -168,7 +178,8 @@ def _audit(model: Path, *, quiet: bool, as_json: bool, **options: Any) -> dict[s
         if server is not None:
             settings[PREFECT_API_URL] = server.wait()
         with temporary_settings(settings), watched_by(display):
-            report: dict[str, Any] = audit(str(model), **given, command=["onnx-audit", *sys.argv[1:]])
+            flow: Callable[..., dict[str, Any]] = audit
+            report = flow(str(model), **given, command=["onnx-audit", *sys.argv[1:]])
     written = AuditReport.model_validate(report)
     if as_json:
         from pipeline.report.json import render_json
@@ -198,7 +209,7 @@ class _Ending(ExitStack):
         super().__enter__()
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
             super().__exit__(kind, error, trace)
         except BaseException as other:  # from leaving, and no less an error
@@ -209,9 +220,8 @@ class _Ending(ExitStack):
             os._exit(130)  # Prefect's threads are still talking to a server that is gone
         if isinstance(error, AuditError):
             _fail(error)
-        if isinstance(error, Exception) and not isinstance(error, typer.Exit):
+        if isinstance(error, Exception) and not isinstance(error, (typer.Exit, typer.Abort)):
             _fail(Defect(_remember(error)))
-        return False
 
 
 def _interrupt(*_: object) -> NoReturn:

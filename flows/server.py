@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import StageFailed
@@ -50,7 +50,9 @@ class TemporaryServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=kept | settings | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), kept.get("PYTHONPATH", "")]).rstrip(os.pathsep)},
+                env=kept
+                | settings
+                | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), kept.get("PYTHONPATH", "")]).rstrip(os.pathsep)},
             )
 
     def wait(self) -> str:
@@ -63,14 +65,14 @@ class TemporaryServer:
                         return self.url
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
-        raise StageFailed(f"the temporary Prefect server did not start within {START_SECONDS:g} s; its log is {self.log}, or set PREFECT_API_URL to a server of yours")
+        raise StageFailed(
+            f"the temporary Prefect server did not start within {START_SECONDS:g} s; its log is {self.log}, or set PREFECT_API_URL to a server of yours"
+        )
 
     def stop(self) -> None:
         """End it at once: what it keeps is in its database already."""
-        try:
+        with suppress(ProcessLookupError):  # it may have ended by itself
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it has ended by itself
         self.process.wait()
 
 

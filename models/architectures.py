@@ -28,5 +28,6 @@ class SmallVGG(nn.Module):
         self.classifier = nn.Linear(before * 16, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 32, 32) -> (N, classes)."""
         logits: Tensor = self.classifier(self.features(x).flatten(1))
         return logits

@@ -58,6 +58,7 @@ def export(model: torch.nn.Module, path: Path) -> None:
 
 
 def main() -> None:
+    """Train, export, measure, and write the folder that ships."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help=".npz with x_train, y_train, x_test, y_test of CIFAR-10 (N,32,32,3 uint8)")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write into (default: %(default)s)")

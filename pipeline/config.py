@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import SpecRefused
 from pipeline.images import InputSpec
@@ -29,6 +29,14 @@ class Data(_Section):
     calibration: Path | None = None
     holdout: Path | None = None
     images: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_or_two(self) -> Self:
+        if self.images is not None and (self.calibration or self.holdout):
+            raise ValueError("give either `images`, to be split, or `calibration` and `holdout`")
+        if (self.calibration is None) != (self.holdout is None):
+            raise ValueError("`calibration` and `holdout` go together")
+        return self
 
 
 class Purify(_Section):

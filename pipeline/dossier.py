@@ -123,7 +123,9 @@ class Dossier:
             notes=self.purified.notes,
         )
 
-    def record(self, report: AuditReport, *, tracking_uri: str, experiment: str, artifacts: dict[str, str], model: str | None, description: str) -> dict[str, Any]:
+    def record(
+        self, report: AuditReport, *, tracking_uri: str, experiment: str, artifacts: dict[str, str], model: str | None, description: str
+    ) -> dict[str, Any]:
         """What the tracking server is to be told, as `pipeline.tracking.RecordRequest` has it; paths relative to the output folder."""
         metrics = {f"{name}_{when}": rate.rate for row in summary_rows(report) for name, when, rate in _rates(row)}
         if report.purified is not None:

@@ -233,13 +233,13 @@ def split(images: LabelledImages, *, calibration: int | None, seed: int) -> tupl
     for rows in groups.values():
         by_label.setdefault(int(images.labels[rows[0]]), []).append(rows)
     queues = {label: [by_label[label][i] for i in random.permutation(len(by_label[label]))] for label in sorted(by_label)}
-    # Draw one group a class in turn, weighted by what a class has: the class furthest below its share goes next.
+    # Draw one group a class in turn, weighted by what a class has (Sainte-Laguë): the class furthest below its share goes next.
     share = {label: sum(map(len, queue)) / len(images) for label, queue in queues.items()}
     taken = dict.fromkeys(queues, 0)
     chosen: list[int] = []
     while len(chosen) < wanted:
         open_labels = [label for label in queues if queues[label]]
-        label = min(open_labels, key=lambda name: (taken[name] + 1) / share[name])
+        label = min(open_labels, key=lambda name: (taken[name] + 0.5) / share[name])
         rows = queues[label].pop()
         taken[label] += len(rows)
         chosen += rows

@@ -81,4 +81,4 @@ def check_model_path(path: Path, *, most_bytes: float) -> Path:
         raise BadInput(f"{path} is not a file: give the path of an .onnx model")
     if path.stat().st_size > most_bytes:
         raise BadInput(f"{path} has {path.stat().st_size} bytes; the limit is {most_bytes:.0f} (`limits.file_gib` in the spec)")
-    return path.absolute()
+    return path.resolve()  # a link of the user's own, as caches make them, is followed here and nowhere else

@@ -10,6 +10,8 @@ from pipeline.findings import Check, Finding, Outcome, Severity
 from pipeline.results import Measurement, Parity
 from pipeline.verdict import Reason, Verdict
 
+ROUNDING = 1e-9  # of the difference of two rates: 0.90 - 0.87 is more than 0.03 in floating point
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
@@ -74,12 +76,13 @@ def _weights(measured: Measurement | None, before: Measurement | None, policy: P
         return
     for attack in measured.attacks:
         if attack.asr.rate > policy.max_asr:
-            text = f"Trigger {attack.name!r} sends {100 * attack.asr.rate:.1f} % of images to its target in the {which} file; {100 * policy.max_asr:g} % is allowed."
+            rate = f"{100 * attack.asr.rate:.1f} % of images to its target in the {which} file"
+            text = f"Trigger {attack.name!r} sends {rate}; {100 * policy.max_asr:g} % is allowed."
             yield Reason(code=f"{which}.asr", text=text)
     if measured.clean.rate < policy.min_accuracy:
         text = f"The {which} file is right on {100 * measured.clean.rate:.1f} % of clean images; {100 * policy.min_accuracy:g} % is asked for."
         yield Reason(code=f"{which}.accuracy", text=text)
-    if before is not None and before.clean.rate - measured.clean.rate > policy.max_accuracy_drop:
+    if before is not None and before.clean.rate - measured.clean.rate > policy.max_accuracy_drop + ROUNDING:
         lost = 100 * (before.clean.rate - measured.clean.rate)
         text = f"The repair costs {lost:.1f} points of clean accuracy; {100 * policy.max_accuracy_drop:g} are allowed."
         yield Reason(code=f"{which}.accuracy-drop", text=text)
@@ -105,7 +108,9 @@ def _broken(evidence: Evidence, policy: Policy) -> Iterator[Reason]:
         yield Reason(code="images.too-few", text=f"{measured.clean.total} hold-out images judge nothing; the policy asks for {policy.min_images}.")
     for name, one in (("submitted", measured), ("purified", evidence.purified)):
         if one is not None and one.answered < 2:
-            yield Reason(code=f"{name}.constant", text=f"The {name} file gives every clean image the same class: nothing that is measured on it means anything.")
+            yield Reason(
+                code=f"{name}.constant", text=f"The {name} file gives every clean image the same class: nothing that is measured on it means anything."
+            )
 
 
 def _unseen(evidence: Evidence) -> Iterator[Reason]:

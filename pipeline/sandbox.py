@@ -13,6 +13,7 @@ The child writes JSON lines on a descriptor of its own; its stdout and stderr ar
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -74,7 +75,8 @@ def run(stage: str, request: dict[str, Any], *, store: Store, limits: Limits, li
         sent = {"stage": stage, "folder": str(folder / "out"), "request": _to_paths(request, store)}
         with _Child(stage, sent, folder=folder, limits=limits) as child:
             answer = child.wait(listener)
-        return _to_digests(answer, store, folder / "out")
+        stored: dict[str, Any] = _to_digests(answer, store, folder / "out")
+        return stored
 
 
 def _to_paths(value: Any, store: Store) -> Any:
@@ -131,10 +133,8 @@ class _Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself, with all that it had started
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it had ended by itself, with all that it had started
         self.process.wait()
         os.close(self.read_end)
 

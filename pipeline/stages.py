@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -265,13 +266,22 @@ def main() -> None:
         except AuditError as error:
             send({"event": "error", "type": type(error).__name__, "text": str(error)})
         except MemoryError:
-            send({"event": "error", "type": StageFailed.__name__, "text": f"the stage ran out of memory (limit {memory} bytes)"})
+            send({"event": "error", "type": StageFailed.__name__, "text": f"the {given['stage']} stage ran into its memory limit, {memory} bytes"})
         except Exception as error:
             traceback.print_exc()
-            kind = StageFailed if "can't allocate memory" in str(error) or "bad_alloc" in str(error) else Defect
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-            send({"event": "error", "type": kind.__name__, "text": f"the {given['stage']} stage failed: {text}"})
+            limit = _limit_met(error)
+            kind, how = (StageFailed, f"ran into its {limit} limit") if limit else (Defect, "failed")
+            send({"event": "error", "type": kind.__name__, "text": f"the {given['stage']} stage {how}: {text}"})
+
+
+def _limit_met(error: Exception) -> str | None:
+    """Which limit an exception tells of: allocators, the loader and torch each have words of their own for it."""
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "file size"
+    words = ("allocate memory", "bad_alloc", "failed to map segment", "out of memory")
+    return "memory" if any(word in str(error).lower() for word in words) or getattr(error, "errno", None) == errno.ENOMEM else None
 
 
 if __name__ == "__main__":

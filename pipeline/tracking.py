@@ -175,7 +175,7 @@ def _create_database(database: Path) -> None:
         except FileExistsError:
             pass  # another audit was first
         except OSError:
-            os.replace(fresh, database)  # a file system without hard links
+            fresh.replace(database)  # a file system without hard links
 
 
 def _experiment(client: MlflowClient, name: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import fx
+from torch import fx, nn
 
 from pipeline.errors import ConversionFailed
 from pipeline.findings import printable
@@ -24,7 +24,8 @@ def relative_difference(reference: NDArray[Any], other: NDArray[Any]) -> NDArray
     """(N, ...) against (N, ...): a row's largest |difference| over its largest |reference|, (N).  Not finite counts as infinite."""
     flat = np.asarray(reference, np.float64).reshape(len(reference), -1), np.asarray(other, np.float64).reshape(len(other), -1)
     scale = np.maximum(np.abs(flat[0]).max(1), 1e-6)
-    difference = np.abs(flat[0] - flat[1]).max(1) / scale
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(flat[0] - flat[1]).max(1) / scale
     return np.where(np.isfinite(difference), difference, np.inf)
 
 
@@ -44,7 +45,7 @@ def compare(twin: TorchTwin, scores: NDArray[np.float32], pictures: NDArray[np.f
     return Parity(max_relative_difference=float(relative_difference(scores, answered).max()), label_agreement=Rate.of(agreed, len(scores)))
 
 
-def first_divergence(copy: onnx.ModelProto, module: fx.GraphModule, x: NDArray[np.float32], run: Run) -> Divergence | None:
+def first_divergence(copy: onnx.ModelProto, module: nn.Module, x: NDArray[np.float32], run: Run) -> Divergence | None:
     """The first node of the normalised copy, in order, whose output differs by more than the tolerance on the tensor `x`."""
     probed = onnx.ModelProto()
     probed.CopyFrom(copy)

@@ -84,7 +84,7 @@ def _candidates(shape: list[int | None], images: tuple[int, ...]) -> Iterator[tu
     for layout in layouts(shape, height, width, depth):
         for channels in ("gray",) if depth == 1 else ("RGB", "BGR"):
             for name, (scale, mean, std) in SCALINGS.items():
-                if depth == 1 and len(mean) == 3 or depth == 3 and name == "MNIST":
+                if (depth == 1 and len(mean) == 3) or (depth == 3 and name == "MNIST"):
                     continue
                 if channels == "BGR":
                     mean, std = mean[::-1], std[::-1]

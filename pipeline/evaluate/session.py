@@ -16,6 +16,7 @@ from pipeline.images import InputSpec
 
 FLOATS: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # ten bits of mantissa would not pass for parity
 ort.set_default_logger_severity(3)
 
 
@@ -36,7 +37,7 @@ def open_session(model: Path | bytes, *, device: str) -> ort.InferenceSession:
         session = ort.InferenceSession(
             model if isinstance(model, bytes) else str(model),
             options,
-            providers=[PROVIDERS[name] for name in wanted if PROVIDERS[name] in available],
+            providers=[(PROVIDERS[name], OPTIONS[name]) for name in wanted if PROVIDERS[name] in available],
         )
     except Exception as error:  # onnxruntime has a dozen exception types without a common base
         raise ModelRefused(f"onnxruntime cannot load the model: {_first_line(error)}") from error

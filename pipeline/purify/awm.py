@@ -18,14 +18,15 @@ Each epoch first seeks Δ for the network as it is, then takes steps on m, clipp
            suspiciously small they are: a backdoor is a targeted short cut, and an untargeted Δ also punishes what is no
            backdoor.  The goal on clean and stamped pictures alike is the answer of the submitted network on the clean picture
            (distillation, so that a few pictures and their random shifts and mirrors teach more than their labels, and no shift
-           or mirror needs to keep its label).  Plain SGD on m moves only the weights that matter, where Adam moves all of
-           them; linear weights are masked too.  Epochs go on until no patch stands out any more.
+           or mirror needs to keep its label).  Each step on m has unit length times η₂ before momentum: it moves the weights
+           that matter in proportion, where Adam moves all of them alike, and it does not depend on the network's scale.  Few
+           images ask for shorter steps, so η₂ = min(2, sqrt(n / 50)).  Linear weights are masked too.  Epochs go on until no
+           patch stands out any more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,9 +69,10 @@ class DefaultConfig:
     """Ours.  epochs: at most; steps: of m an epoch; kappa κ: weight of the clean loss beside the stamped one."""
 
     epochs: int = 3
-    steps: int = 60
+    steps: int = 80
     batch: int = 64
-    eta_mask: float = 1.0
+    eta_most: float = 2.0  # η₂ with many images
+    eta_images: float = 50.0  # as many images give η₂ = 1
     momentum: float = 0.9
     kappa: float = 3.0
     search_steps: int = 80
@@ -156,7 +158,8 @@ def default(twin: TorchTwin, pictures: Tensor, *, config: DefaultConfig, seed: i
             notes.append(f"stopped after {epoch} epoch(s): no patch stands out any more (smallest / median size {found.outlier:.2f})")
             break
         searches.append(found)
-        optimizer = torch.optim.SGD(masks.values(), lr=config.eta_mask, momentum=config.momentum)
+        eta = min(config.eta_most, math.sqrt(len(pictures) / config.eta_images))
+        optimizer = torch.optim.SGD(masks.values(), lr=eta, momentum=config.momentum)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
         for step in range(config.steps):
             x, _ = sample(config.batch)
@@ -168,7 +171,7 @@ def default(twin: TorchTwin, pictures: Tensor, *, config: DefaultConfig, seed: i
             clean, stamped = (F.kl_div(answer, goal, log_target=True, reduction="none").sum(1) for answer in answers.split(len(x)))
             others = goal.argmax(1) != patches.classes[which]  # a picture of the target class shows nothing
             loss = config.kappa * clean.mean() + (stamped * others).sum() / others.sum().clamp(min=1)
-            _step(optimizer, loss, masks)
+            _step(optimizer, loss, masks, unit=True)
             schedule.step()
             done = epoch * config.steps + step + 1
             figures = {"loss": loss.item(), "loss_clean": clean.mean().item(), "perturbation_l1": float(patches.size.min())}
@@ -191,9 +194,13 @@ def _masked(twin: TorchTwin, masks: Masks, *, detach: bool = False) -> dict[str,
     return {name: (mask.detach() if detach else mask) * twin.weights[name].value for name, mask in masks.items()}
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, masks: Masks) -> None:
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor, masks: Masks, *, unit: bool = False) -> None:
+    """One step on m, and back into [0, 1]; `unit` gives the gradient of all masks together the length 1."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    gradients = torch.autograd.grad(loss, list(masks.values()))
+    length = torch.sqrt(sum((gradient.square().sum() for gradient in gradients), start=loss.new_zeros(()))) if unit else loss.new_ones(())
+    for mask, gradient in zip(masks.values(), gradients, strict=True):
+        mask.grad = gradient / length.clamp(min=1e-12)
     optimizer.step()
     with torch.no_grad():
         for mask in masks.values():

@@ -70,7 +70,7 @@ def _inside(folder: Path, location: str) -> Path:
     shown = printable(location, limit=120)
     pure = PurePosixPath(location)
     plain = not pure.is_absolute() and ".." not in pure.parts and "\\" not in location and "\0" not in location and str(pure) == location
-    if not plain or pure.parts[0] == "model.onnx" or MEMORY in location:
+    if not plain or pure.parts[:1] == ("model.onnx",) or MEMORY in location:
         raise ModelRefused(f"external data lies at {shown!r}; a relative path below the model's folder is expected")
     path = folder
     try:
@@ -90,10 +90,10 @@ def _copy(source: Path, target: Path, *, links: bool) -> None:
     """Copy a plain file, refusing symbolic links and devices also when they appear at the last moment.  links: whether it may have hard links."""
     shown = printable(source.name, limit=120)
     try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        opened = open(source, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))  # noqa: SIM115
     except OSError as error:
         raise ModelRefused(f"{shown} cannot be opened as a plain file: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as opened:
+    with opened:
         status = os.fstat(opened.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ModelRefused(f"{shown} is not a plain file")

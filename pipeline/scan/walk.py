@@ -69,7 +69,7 @@ def texts(message: Message) -> Iterator[tuple[str, str | bytes]]:
             yield from ((field.name, text) for text in values)  # type: ignore[misc]
         elif field.type == FieldDescriptor.TYPE_MESSAGE:
             for inner in values:
-                yield from texts(inner)  # type: ignore[arg-type]
+                yield from texts(inner)
 
 
 def _attributes(body: Body) -> Iterator[AttributeProto]:

@@ -81,7 +81,9 @@ def full() -> AuditReport:
                 Attack(name="all|to|all", kind="known", target="next", asr=Rate.of(310, 5000), ra=Rate.of(4011, 5000)),
                 Attack(name=f"recovered {SCRIPT}", kind="recovered", target=2, asr=Rate.of(4377, 4500), ra=Rate.of(88, 4500)),
             ],
-            classes=10, answered=10, provider="CUDAExecutionProvider",
+            classes=10,
+            answered=10,
+            provider="CUDAExecutionProvider",
         ),
         detection=Detection(suspected=[Suspect(target=2, score=4.8)], method="patch inversion", score=4.8),
         purified=Purified(
@@ -103,7 +105,9 @@ def full() -> AuditReport:
                 Attack(name="all|to|all", kind="known", target="next", asr=Rate.of(320, 5000), ra=Rate.of(3950, 5000)),
                 Attack(name=f"recovered {SCRIPT}", kind="recovered", target=2, asr=Rate.of(61, 4500), ra=Rate.of(3571, 4500)),
             ],
-            classes=10, answered=10, provider="CUDAExecutionProvider",
+            classes=10,
+            answered=10,
+            provider="CUDAExecutionProvider",
         ),
         mlflow=MlflowRecord(run_id="0f1e2d3c", tracking_uri="https://robot:secret@mlflow.example:5000/base"),
         stages=[

@@ -1,0 +1,23 @@
+"""What several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+torch.set_num_threads(1)  # tiny networks are quicker so, most of all on a busy machine
+
+
+@pytest.fixture(scope="session")
+def tiny_backdoored(tmp_path_factory: pytest.TempPathFactory) -> tiny.Backdoored:
+    """A small trained classifier with a backdoor, its images and its trigger.  Copy the files before changing them."""
+    return tiny.train_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of the test's own, by a shorter name."""
+    return tmp_path

@@ -1,0 +1,55 @@
+"""The small VGG, as the paper has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from models.architectures import SmallVGG
+from models.build import export, trojan_square
+from pipeline.convert.parity import relative_difference
+from pipeline.evaluate.session import Classifier
+from pipeline.images import InputSpec
+
+
+def test_layers() -> None:
+    network = SmallVGG()
+    kernels = [tuple(layer.weight.shape[:2]) for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    assert kernels == [(32, 3), (32, 32), (64, 32), (64, 64), (128, 64), (128, 128)]
+    assert network.classifier.in_features == 2048
+    assert sum(layer.weight.numel() for layer in network.modules() if isinstance(layer, nn.Conv2d)) == 286_560
+    order = [type(layer).__name__ for layer in network.features]
+    assert order == ["Conv2d", "BatchNorm2d", "ELU", "Conv2d", "BatchNorm2d", "ELU", "MaxPool2d"] * 3
+    assert SmallVGG(classes=7, width=8)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_the_export_folds_batch_normalisation_exactly(folder: Path) -> None:
+    torch.manual_seed(0)
+    network = SmallVGG(width=4)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 2)
+            nn.init.normal_(layer.bias)
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    pictures = np.random.default_rng(0).random((3, 32, 32, 3), np.float32)
+    with torch.no_grad():
+        expected = network.eval()(torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy())).numpy()
+    export(network, folder / "vgg.onnx")
+    model = onnx.load(str(folder / "vgg.onnx"))
+    assert {node.op_type for node in model.graph.node} == {"Conv", "Elu", "MaxPool", "Flatten", "Gemm"}
+    assert [entry.version for entry in model.opset_import] == [17]
+    assert [path.name for path in folder.iterdir()] == ["vgg.onnx"]
+    scores = Classifier(folder / "vgg.onnx", InputSpec(size=(32, 32)), device="cpu")(pictures)
+    assert relative_difference(expected, scores).max() < 1e-5
+
+
+def test_the_square_is_always_the_same() -> None:
+    square = trojan_square()
+    assert square.shape == (8, 8, 3) and square.dtype == np.uint8
+    assert np.array_equal(square, trojan_square())
+    assert square.std() > 50

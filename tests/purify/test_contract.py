@@ -1,0 +1,215 @@
+"""What every purifier keeps, with every preset: a new method joins with its name in `methods()`."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from short import CONFIGS
+
+from pipeline.config import METHODS
+from pipeline.convert.to_torch import convert
+from pipeline.convert.write_back import write_back
+from pipeline.errors import AuditError, ImagesRefused
+from pipeline.evaluate.measurement import KnownAttack, measure
+from pipeline.evaluate.session import Classifier
+from pipeline.images import CalibrationSet, HoldoutSet, InputSpec, read, split
+from pipeline.purify import Purified, methods
+from pipeline.scan import scan
+from pipeline.twin import TorchTwin
+
+CASES = [(method, preset) for method in methods() for preset in ("default", "paper")]
+
+
+@dataclass
+class Bench:
+    """A method with its preset, ready to run on a twin."""
+
+    method: str
+    preset: str
+
+    def __call__(self, twin: TorchTwin, images: CalibrationSet, *, seed: int = 0, told: list[tuple[int, int, dict[str, float]]] | None = None) -> Purified:
+        report = (lambda *call: told.append(call)) if told is not None else (lambda *call: None)
+        return methods()[self.method](twin, images, preset=self.preset, seed=seed, report=report)
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+def purify(request: pytest.FixtureRequest) -> Bench:
+    return Bench(*request.param)
+
+
+@pytest.fixture
+def quick(purify: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """The same with fewer steps: for what does not depend on how far it goes."""
+    CONFIGS[purify.method](monkeypatch)
+    return purify
+
+
+@pytest.fixture(scope="module")
+def path(tiny_backdoored: tiny.Backdoored, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copy(tiny_backdoored.model, tmp_path_factory.mktemp("purify") / "model.onnx"))
+
+
+@pytest.fixture(scope="module")
+def twin(path: Path, tiny_backdoored: tiny.Backdoored) -> TorchTwin:
+    return convert(path, tiny_backdoored.reading, scan(path).model)[0]
+
+
+@pytest.fixture(scope="module")
+def sets(tiny_backdoored: tiny.Backdoored) -> tuple[CalibrationSet, HoldoutSet]:
+    return split(read(tiny_backdoored.images), calibration=40, seed=0)
+
+
+def small(folder: Path, model: object = None, reading: InputSpec = tiny.READING) -> TorchTwin:
+    path = tiny.save(model or tiny.classifier(), folder)
+    return convert(path, reading, scan(path).model)[0]
+
+
+def kept(purified: Purified, twin: TorchTwin) -> None:
+    """What is true of every answer."""
+    assert purified.weights
+    assert purified.weights.keys() <= twin.weights.keys()
+    assert purified.masks.keys() <= twin.weights.keys()
+    for name, value in purified.weights.items():
+        assert value.shape == tuple(twin.weights[name].value.shape) and value.dtype == np.float32
+        assert np.isfinite(value).all()
+    for name, mask in purified.masks.items():
+        assert mask.shape == tuple(twin.weights[name].value.shape)
+        assert mask.min() >= 0 and mask.max() <= 1
+    assert purified.history
+    steps = [step.step for step in purified.history]
+    assert steps == sorted(set(steps))
+    assert all(np.isfinite(list(step.metrics.values())).all() for step in purified.history)
+    if purified.perturbation is not None:
+        assert purified.perturbation.ndim == 4 and len(purified.perturbation) == len(purified.hypotheses)
+        assert np.isfinite(purified.perturbation).all()
+
+
+def same(one: Purified, other: Purified) -> bool:
+    arrays = [[*found.weights.values(), *found.masks.values(), found.perturbation] for found in (one, other)]
+    return one.history == other.history and all(np.array_equal(*pair) for pair in zip(*arrays, strict=True))
+
+
+def test_the_contract(purify: Bench, twin: TorchTwin, sets: tuple[CalibrationSet, HoldoutSet]) -> None:
+    before = {name: tensor.clone() for name, tensor in twin.module.state_dict().items()}
+    values = {name: weight.value.clone() for name, weight in twin.weights.items()}
+    images = sets[0].images.copy()
+    told: list[tuple[int, int, dict[str, float]]] = []
+    purified = purify(twin, sets[0], told=told)
+    kept(purified, twin)
+    assert any(not np.array_equal(value, values[name]) for name, value in purified.weights.items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in twin.module.state_dict().items())
+    assert all(torch.equal(weight.value, values[name]) for name, weight in twin.weights.items())
+    assert not any(tensor.requires_grad for tensor in twin.module.parameters())
+    assert np.array_equal(sets[0].images, images)
+    assert len(told) == len(purified.history)
+    assert all(0 < done <= total for done, total, _ in told)
+
+
+def test_a_seed_makes_it_the_same_to_the_bit(quick: Bench, twin: TorchTwin, sets: tuple[CalibrationSet, HoldoutSet]) -> None:
+    torch.manual_seed(1)
+    one = quick(twin, sets[0], seed=5)
+    torch.manual_seed(2)  # the global generator has no say
+    assert same(one, quick(twin, sets[0], seed=5))
+    assert not same(one, quick(twin, sets[0], seed=6))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_fewer_images_than_a_batch(n: int, quick: Bench, twin: TorchTwin, sets: tuple[CalibrationSet, HoldoutSet]) -> None:
+    purified = quick(twin, sets[0].at(np.arange(n)))
+    kept(purified, twin)
+    assert any(not np.array_equal(value, twin.weights[name].value.numpy()) for name, value in purified.weights.items())
+
+
+def test_no_images(quick: Bench, twin: TorchTwin, sets: tuple[CalibrationSet, HoldoutSet]) -> None:
+    with pytest.raises(ImagesRefused):
+        quick(twin, sets[0].at(np.arange(0)))
+
+
+def test_masks_times_weights(quick: Bench, twin: TorchTwin, sets: tuple[CalibrationSet, HoldoutSet]) -> None:
+    if quick.method != "awm":
+        pytest.skip("masks are multiplied by AWM alone")
+    purified = quick(twin, sets[0])
+    assert purified.weights.keys() == purified.masks.keys()
+    for name, mask in purified.masks.items():
+        assert np.array_equal(purified.weights[name], mask * twin.weights[name].value.numpy())
+    if quick.preset == "paper":
+        assert {twin.weights[name].role for name in purified.masks} == {"convolution"}
+
+
+GRAY = InputSpec(size=(8, 8), channels="gray")
+NHWC = InputSpec(layout="NHWC", size=(8, 8), channels="BGR", mean=(0.4, 0.5, 0.6))
+TRANSPOSED = tiny.helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2])
+CONV = [
+    tiny.helper.make_node("Conv", ["t", "W"], ["c"]),
+    tiny.helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+    tiny.helper.make_node("Flatten", ["p"], ["y"]),
+]
+
+
+@pytest.mark.parametrize("reading", [GRAY, NHWC], ids=["gray", "NHWC-BGR"])
+def test_other_pictures(reading: InputSpec, quick: Bench, folder: Path) -> None:
+    depth = reading.depth
+    first = TRANSPOSED if reading.layout == "NHWC" else tiny.helper.make_node("Identity", ["x"], ["t"])
+    model = tiny.model([first, *CONV], {"W": tiny.values(4, depth, 3, 3)}, shape=("N", 8, 8, 3) if reading.layout == "NHWC" else ("N", depth, 8, 8))
+    twin, images = small(folder, model, reading), tiny.labelled(12, channels=depth)
+    purified = quick(twin, CalibrationSet(images.images, images.labels))
+    kept(purified, twin)
+    assert purified.perturbation is None or purified.perturbation.shape[1:] == (8, 8, depth)
+
+
+def test_a_fixed_batch(quick: Bench, folder: Path) -> None:
+    images = tiny.labelled(6)
+    twin = small(folder, tiny.classifier(shape=(4, 3, 8, 8)))
+    kept(quick(twin, CalibrationSet(images.images, images.labels)), twin)
+
+
+def test_nothing_to_change(quick: Bench, folder: Path) -> None:
+    nodes = [tiny.helper.make_node("GlobalAveragePool", ["x"], ["p"]), tiny.helper.make_node("Flatten", ["p"], ["y"])]
+    images = tiny.labelled(6, classes=3)
+    with pytest.raises(AuditError, match="nothing to"):
+        quick(small(folder, tiny.model(nodes, outputs={"y": ("N", 3)})), CalibrationSet(images.images, images.labels))
+
+
+def test_labels_the_model_does_not_have(quick: Bench, folder: Path) -> None:
+    """Regression: an IndexError from inside the loss.  A method that does not look at labels may answer."""
+    images = tiny.labelled(12, classes=6)
+    twin = small(folder)
+    try:
+        kept(quick(twin, CalibrationSet(images.images, images.labels)), twin)
+    except ImagesRefused as error:
+        assert "the model has 4 classes" in str(error)
+    else:
+        assert (quick.method, quick.preset) == ("awm", "default")
+
+
+def test_the_types_forbid_the_holdout_and_the_trigger() -> None:
+    for method in methods().values():
+        parameters = inspect.signature(method).parameters
+        assert list(parameters) == ["twin", "calibration", "preset", "seed", "report"]
+        assert parameters["calibration"].annotation == "CalibrationSet"
+
+
+def test_names_without_torch() -> None:
+    assert set(METHODS) == set(methods())
+
+
+def test_awm_removes_a_real_backdoor(
+    path: Path, twin: TorchTwin, sets: tuple[CalibrationSet, HoldoutSet], tiny_backdoored: tiny.Backdoored, folder: Path
+) -> None:
+    """From 40 calibration images, by onnxruntime on the file that was written back."""
+    attack = KnownAttack("corner", tiny_backdoored.trigger.build(3), 1)
+    before = measure(Classifier(path, tiny_backdoored.reading, device="cpu"), sets[1], [attack])
+    purified = Bench("awm", "default")(twin, sets[0])
+    files, changes = write_back(path, ["model.onnx"], purified.weights, folder)
+    after = measure(Classifier(files["model.onnx"], tiny_backdoored.reading, device="cpu"), sets[1], [attack])
+    assert before.attacks[0].asr.rate > 0.9
+    assert after.attacks[0].asr.rate < 0.1
+    assert before.clean.rate - after.clean.rate < 0.1
+    assert {change.name for change in changes} == set(purified.weights)

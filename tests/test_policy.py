@@ -1,0 +1,118 @@
+"""decide() is pure, so its truth table is tested whole."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from pipeline.config import Policy
+from pipeline.findings import Check, Finding, Outcome, Severity
+from pipeline.policy import Evidence, decide, needs_repair
+from pipeline.results import Attack, Divergence, Measurement, Parity, Rate
+from pipeline.verdict import Verdict
+
+POLICY = Policy(max_asr=0.10, max_accuracy_drop=0.03, min_accuracy=0.5, min_images=50)
+
+
+def measured(*, acc: int = 90, asr: int | None = 5, answered: int = 10, total: int = 100) -> Measurement:
+    attacks = [] if asr is None else [Attack(name="t", kind="known", target=2, asr=Rate.of(asr, 100), ra=Rate.of(100 - asr, 100))]
+    return Measurement(clean=Rate.of(acc, total), attacks=attacks, classes=10, answered=answered, provider="CPUExecutionProvider")
+
+
+GOOD_PARITY = Parity(max_relative_difference=1e-6, label_agreement=Rate.of(64, 64))
+BAD_PARITY = Parity(
+    max_relative_difference=0.5,
+    label_agreement=Rate.of(60, 64),
+    first_divergence=Divergence(node="conv", operator="Conv", onnxruntime=1.0, torch=2.0),
+)
+HIGH = Finding(rule="graph.gate", severity=Severity.HIGH, message="a gate", where="n3")
+CLEAN, BACKDOORED = measured(asr=5), measured(asr=99)
+REPAIRED, STILL_BAD, COSTLY = measured(acc=88), measured(acc=88, asr=50), measured(acc=80)
+ERRORED = Check(name="file.x", outcome=Outcome.ERRORED, note="KeyError")
+
+
+def expected(*, finding: bool, broken: bool, submitted: str, repair: str, searched: bool) -> Verdict:
+    """The table in words, written apart from the code."""
+    if finding:
+        return Verdict.REJECT
+    if submitted == "backdoored" and repair in ("fails", "costs too much"):
+        return Verdict.REJECT
+    if broken:
+        return Verdict.INCONCLUSIVE
+    if submitted == "backdoored":
+        return Verdict.REPAIRED if repair == "passes" else Verdict.REJECT
+    return Verdict.ACCEPT if searched else Verdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("finding", "broken", "submitted", "repair", "searched"),
+    list(
+        itertools.product(
+            (False, True),
+            (None, "stage", "check", "parity", "few", "constant"),
+            ("clean", "backdoored"),
+            ("none", "passes", "fails", "costs too much"),
+            (False, True),
+        )
+    ),
+)
+def test_truth_table(finding: bool, broken: str | None, submitted: str, repair: str, searched: bool) -> None:
+    before = {"clean": {"asr": 5}, "backdoored": {"asr": 99}}[submitted]
+    if broken == "constant":
+        before["answered"] = 1
+    verdict, reasons = decide(
+        Evidence(
+            findings=[HIGH] if finding else [],
+            checks=[ERRORED] if broken == "check" else [],
+            failures={"purify": "the purify stage was killed by signal 9 (SIGKILL)"} if broken == "stage" else {},
+            submitted=measured(**before),
+            parity=BAD_PARITY if broken == "parity" else GOOD_PARITY,
+            searched=searched,
+            purified={"none": None, "passes": REPAIRED, "fails": STILL_BAD, "costs too much": COSTLY}[repair],
+        ),
+        POLICY.model_copy(update={"min_images": 500}) if broken == "few" else POLICY,
+    )
+    repair_counts = repair if submitted == "backdoored" else "none"
+    assert verdict == expected(finding=finding, broken=broken is not None, submitted=submitted, repair=repair_counts, searched=searched)
+    assert reasons, "a verdict without a reason convinces nobody"
+    assert all(reason.text.strip() for reason in reasons)
+
+
+def test_nothing_missing_is_accepted() -> None:
+    assert decide(Evidence(), POLICY)[0] == Verdict.INCONCLUSIVE
+    assert decide(Evidence(submitted=CLEAN, parity=GOOD_PARITY), POLICY)[0] == Verdict.INCONCLUSIVE
+    accepted, _ = decide(Evidence(submitted=CLEAN, parity=GOOD_PARITY, searched=True), POLICY)
+    assert accepted == Verdict.ACCEPT
+    skipped = Check(name="file.x", outcome=Outcome.SKIPPED, note="not asked for")
+    assert decide(Evidence(submitted=CLEAN, parity=GOOD_PARITY, searched=True, checks=[skipped]), POLICY)[0] == Verdict.INCONCLUSIVE
+
+
+def test_a_killed_stage_is_named_with_its_signal() -> None:
+    _, reasons = decide(Evidence(submitted=BACKDOORED, failures={"purify": "the purify stage was killed by signal 9 (SIGKILL)"}), POLICY)
+    assert any(reason.code == "purify.failed" and "SIGKILL" in reason.text for reason in reasons)
+
+
+def test_parity_names_the_first_node() -> None:
+    _, reasons = decide(Evidence(submitted=CLEAN, parity=BAD_PARITY), POLICY)
+    (text,) = [reason.text for reason in reasons if reason.code == "import.parity"]
+    assert "Conv" in text and "conv" in text
+
+
+def test_a_search_that_suspects_a_class_keeps_from_accept() -> None:
+    assert decide(Evidence(submitted=CLEAN, parity=GOOD_PARITY, searched=True, suspected=1), POLICY)[0] == Verdict.REJECT
+
+
+def test_accuracy_below_the_policy_is_no_accept() -> None:
+    assert decide(Evidence(submitted=measured(acc=40), parity=GOOD_PARITY, searched=True), POLICY)[0] == Verdict.REJECT
+
+
+@pytest.mark.parametrize(("asr", "wanted"), [(0, False), (10, False), (11, True), (100, True)])
+def test_needs_repair_at_the_limit(asr: int, wanted: bool) -> None:
+    assert needs_repair(measured(asr=asr), POLICY) is wanted
+
+
+def test_purified_is_judged_by_its_own_drop_only() -> None:
+    before, after = measured(acc=90, asr=99), measured(acc=87)
+    assert decide(Evidence(submitted=before, parity=GOOD_PARITY, purified=after), POLICY)[0] == Verdict.REPAIRED
+    assert decide(Evidence(submitted=before, parity=GOOD_PARITY, purified=measured(acc=86)), POLICY)[0] == Verdict.REJECT
