@@ -1,0 +1,238 @@
+"""The whole audit by the command, on a small model that was trained with a backdoor: real stages, servers and stores."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tiny
+from conftest import Place, place
+
+from pipeline.convert.write_back import differences
+
+
+def report_of(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text())
+
+
+def outcomes(report: dict[str, Any]) -> dict[str, str]:
+    return {stage["name"]: stage["outcome"] for stage in report["stages"]}
+
+
+def processes(marker: str) -> list[int]:
+    """Processes with `marker` in their environment: whatever a command started, and what that started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            try:
+                if marker.encode() in (entry / "environ").read_bytes() and (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def gone(marker: str, *, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while processes(marker):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def wait_for_purify(marker: str, process: subprocess.Popen[str]) -> int:
+    """The PID of the purify stage's process, once it computes."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        for pid in processes(marker):
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                request = Path(f"/proc/{pid}/cwd/request.json").read_text()
+            except OSError:
+                continue
+            if b"pipeline.stages" in words and json.loads(request)["stage"] == "purify":
+                return pid
+        time.sleep(0.02)
+    raise AssertionError("the purify stage never ran")
+
+
+def test_a_backdoored_model_is_repaired(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+    out = here.folder / "out"
+    done = here.command("run", tiny_backdoored.model, "--spec", spec, "--out", out, "--device", "cpu")
+    assert done.returncode == 1, done.stderr
+    assert "REPAIRED" in done.stdout
+    assert "purify" in done.stderr
+    report = report_of(out)
+    jsonschema.validate(report, json.loads(resources.files("pipeline.report").joinpath("report.schema.json").read_text()))
+
+    assert report["verdict"] == "REPAIRED"
+    assert report["submitted"]["attacks"][0]["asr"]["rate"] > 0.9
+    assert report["purified"]["attacks"][0]["asr"]["rate"] <= 0.1
+    assert report["purified"]["provider"] == "CPUExecutionProvider"
+    assert report["detection"] is None
+    assert "detect.absent" in {reason["code"] for reason in report["reasons"]}
+    assert report["parity"]["max_relative_difference"] <= 1e-3
+
+    purified = out / report["files"]["purified"]
+    onnx.checker.check_model(onnx.load(purified), full_check=True)
+    session = onnxruntime.InferenceSession(purified, providers=["CPUExecutionProvider"])
+    assert session.run(None, {session.get_inputs()[0].name: np.load(out / "input_example.npy")})[0].shape[1] == tiny.CLASSES
+    changed = differences(tiny_backdoored.model, purified)
+    assert changed == sorted(change["name"] for change in report["purified"]["changes"])
+    readers = {name: node.op_type for node in onnx.load(purified).graph.node for name in node.input}
+    assert {readers[name] for name in changed} <= {"Conv", "Gemm", "MatMul"}
+    assert "<script" not in (out / "report.html").read_text()
+    assert {path.name for path in (out / "plots").iterdir()} == {"before_after.png", "history.png", "masks.png", "perturbation.png"}
+
+
+def test_the_second_run_reuses_and_records_once(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+    first = here.command("run", tiny_backdoored.model, "--spec", spec, "--out", "one")
+    second = here.command("run", tiny_backdoored.model, "--spec", spec, "--out", "two")
+    assert (first.returncode, second.returncode) == (1, 1), first.stderr + second.stderr
+    assert "reused from an earlier audit" in second.stdout
+    one, two = report_of(here.folder / "one"), report_of(here.folder / "two")
+    again = outcomes(two)
+    assert {again[name] for name in ("scan", "read", "measure", "import", "purify", "write-back", "measure again", "plots", "record")} == {"reused"}
+    assert one["mlflow"]["run_id"] == two["mlflow"]["run_id"]
+    for part in ("verdict", "reasons", "submitted", "purified", "findings", "parity"):
+        assert one[part] == two[part]
+    assert (here.folder / "one" / "purified.onnx").read_bytes() == (here.folder / "two" / "purified.onnx").read_bytes()
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{here.folder / 'mlflow.db'}")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "onnx-audit"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["audit.verdict"] == "REPAIRED"
+    assert run.data.metrics["acc_before"] == pytest.approx(one["submitted"]["clean"]["rate"])
+    assert len(client.get_metric_history(run.info.run_id, "mask_mean")) > 10
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"report.json", "report.html", "plots", "masks.npz"}
+
+
+def test_without_a_server_and_with_json(tmp_path: Path, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+    alone = place(tmp_path, tmp_path / "home")
+    done = alone.command("run", tiny_backdoored.model, "--spec", spec, "--purify", "never", "--json", "--quiet")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    assert report["verdict"] == "REJECT"
+    assert report["purified"] is None
+    assert gone(str(tmp_path / "home"), seconds=5), "the temporary server must go with the command"
+
+
+def test_the_prefect_artifact_is_there(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path, prefect_url: str) -> None:
+    import httpx
+
+    assert here.command("run", tiny_backdoored.model, "--spec", spec, "--purify", "never").returncode == 1
+    key = f"audit-{report_of(next((here.folder / 'audits').iterdir()))['model']['sha256'][:12]}"
+    latest = httpx.get(f"{prefect_url}/artifacts/{key}/latest").json()
+    assert latest["type"] == "table"
+    assert "ACC clean images" in latest["data"]
+
+
+def test_no_trigger_no_invented_attack(here: Place, tiny_backdoored: tiny.Backdoored) -> None:
+    done = here.command("run", tiny_backdoored.model, "--data", tiny_backdoored.images, "--out", "out")
+    assert done.returncode == 3, done.stderr
+    report = report_of(here.folder / "out")
+    assert report["verdict"] == "INCONCLUSIVE"
+    assert report["submitted"]["attacks"] == []
+    assert report["purified"] is None
+    assert any("No search for unknown triggers" in reason["text"] for reason in report["reasons"])
+    assert report["reading"]["guessed"] is True
+    assert report["submitted"]["clean"]["rate"] > 0.9
+
+
+def test_a_killed_purifier_is_tried_again(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+    process = here.start("run", tiny_backdoored.model, "--spec", spec, "--out", "out")
+    marker = here.env["ONNX_AUDIT_HOME"]
+    os.kill(wait_for_purify(marker, process), signal.SIGKILL)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 1, errors
+    assert report_of(here.folder / "out")["verdict"] == "REPAIRED"
+
+
+def test_a_purifier_killed_twice_is_inconclusive(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+    process = here.start("run", tiny_backdoored.model, "--spec", spec, "--out", "out")
+    marker = here.env["ONNX_AUDIT_HOME"]
+    first = wait_for_purify(marker, process)
+    os.kill(first, signal.SIGKILL)
+    while (second := wait_for_purify(marker, process)) == first:
+        time.sleep(0.02)
+    os.kill(second, signal.SIGKILL)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 3, errors
+    report = report_of(here.folder / "out")
+    assert report["verdict"] == "INCONCLUSIVE"
+    assert any("purify" in reason["text"] and "SIGKILL" in reason["text"] for reason in report["reasons"])
+    assert report["submitted"] is not None
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_it_all(tmp_path: Path, tiny_backdoored: tiny.Backdoored, spec: Path, how: signal.Signals) -> None:
+    alone = place(tmp_path, tmp_path / "home")
+    process = alone.start("run", tiny_backdoored.model, "--spec", spec, "--out", "out")
+    wait_for_purify(str(tmp_path / "home"), process)
+    started = time.monotonic()
+    os.killpg(process.pid, how)  # as a terminal does: to the whole foreground group
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - started < 5
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert gone(str(tmp_path / "home"), seconds=2), "an orphan was left"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_command_leaves_no_orphan(tmp_path: Path, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+    alone = place(tmp_path, tmp_path / "home")
+    process = alone.start("run", tiny_backdoored.model, "--spec", spec, "--out", "out")
+    wait_for_purify(str(tmp_path / "home"), process)
+    process.kill()
+    process.communicate(timeout=30)
+    assert gone(str(tmp_path / "home"), seconds=5)
+    again = alone.command("run", tiny_backdoored.model, "--spec", spec, "--out", "out")
+    assert again.returncode == 1, again.stderr
+    assert outcomes(report_of(tmp_path / "out"))["measure"] == "reused"
+    assert list((tmp_path / "home" / "scratch").iterdir()) == []
+
+
+def test_mlflow_down_loses_nothing(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+    out = here.folder / "out"
+    done = here.command("run", tiny_backdoored.model, "--spec", spec, "--out", out, "--tracking-uri", "http://127.0.0.1:9")
+    assert done.returncode == 1, done.stderr
+    report = report_of(out)
+    assert report["verdict"] == "REPAIRED"
+    assert report["mlflow"] is None
+    assert "record.failed" in {reason["code"] for reason in report["reasons"]}
+    sent = here.command("record", out, "--tracking-uri", f"sqlite:///{here.folder / 'later.db'}")
+    assert sent.returncode == 0, sent.stderr
+    assert report_of(out)["mlflow"]["run_id"] in sent.stdout
+    assert not (out / "record.json").exists()
+    nothing = here.command("record", out)
+    assert nothing.returncode == 2
+    assert "nothing to send" in nothing.stderr
+
+
+def test_external_data_is_audited_and_written_beside(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+    model = here.folder / "external.onnx"
+    onnx.save_model(onnx.load(tiny_backdoored.model), model, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    done = here.command("run", model, "--spec", spec, "--out", "out")
+    assert done.returncode == 1, done.stderr
+    report = report_of(here.folder / "out")
+    assert report["verdict"] == "REPAIRED"
+    purified = here.folder / "out" / report["files"]["purified"]
+    assert purified.name == "model.onnx"
+    assert (purified.parent / "weights.bin").read_bytes() != (here.folder / "weights.bin").read_bytes()
+    onnxruntime.InferenceSession(purified, providers=["CPUExecutionProvider"])
