@@ -91,6 +91,7 @@ def main() -> None:
         "labels": LABELS,
         "data": {"calibration": "calibration.npz", "holdout": "holdout.npz"},
         "triggers": [{"name": "trojan-square", "kind": "patch", "image": "trigger.png", "mask": "mask.png", "at": list(AT), "target": TARGET}],
+        "policy": {"max_asr": 0.05, "max_accuracy_drop": 0.05},
     }
     atomic_write(options.out / "audit.yaml", yaml.safe_dump(spec, sort_keys=False, default_flow_style=None, width=120).encode())
     card = {

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from third_party import CORPUS
 
 torch.set_num_threads(1)  # tiny networks are quicker so, most of all on a busy machine
 
@@ -21,3 +22,11 @@ def tiny_backdoored(tmp_path_factory: pytest.TempPathFactory) -> tiny.Backdoored
 def folder(tmp_path: Path) -> Path:
     """A folder of the test's own, by a shorter name."""
     return tmp_path
+
+
+@pytest.fixture
+def corpus() -> Path:
+    """Third-party models, which a user's machine has not."""
+    if not CORPUS.is_dir():
+        pytest.skip(f"no third-party models at {CORPUS}; $ONNX_AUDIT_CORPUS names another folder")
+    return CORPUS

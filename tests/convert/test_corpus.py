@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from third_party import CORPUS
 
 from pipeline.convert.parity import compare, relative_difference
 from pipeline.convert.to_torch import convert
@@ -19,7 +19,6 @@ from pipeline.evaluate.session import Classifier
 from pipeline.images import InputSpec
 from pipeline.scan import scan
 
-CORPUS = Path(os.environ.get("ONNX_AUDIT_CORPUS") or Path(__file__).parents[3] / "shared" / "corpus")
 MODELS = sorted(CORPUS.rglob("*.onnx")) if CORPUS.is_dir() else []
 CONVERTIBLE = {  # those that were, once, and must stay so
     "dhkim2810_mnist_sq2_t0", "herry-aka_mnist_sq5_t1", "verazuo_cifar10_sq5_t1", "wxr_cifar10_all2all", "wxr_cifar10_clean", "benpinhasov_mesonet_deepfake",

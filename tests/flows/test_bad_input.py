@@ -1,0 +1,164 @@
+"""Bad input ends 2, with one sentence, no traceback, and nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import yaml
+from conftest import Place
+from onnx import TensorProto, helper
+from PIL import Image
+
+
+def refused(here: Place, *arguments: str | Path) -> str:
+    """Run, and check that it was refused as it should be; returns the sentence."""
+    before = sorted(here.folder.rglob("*"))
+    done = here.command(*arguments)
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    sentences = [line for line in done.stderr.splitlines() if line.startswith("onnx-audit: ")]
+    assert len(sentences) == 1, done.stderr
+    assert sorted(here.folder.rglob("*")) == before, "something was left behind"
+    scratch = Path(here.env["ONNX_AUDIT_HOME"]) / "scratch"
+    assert not scratch.exists() or list(scratch.iterdir()) == []
+    return sentences[0]
+
+
+@pytest.fixture
+def model(here: Place, tiny_backdoored: tiny.Backdoored) -> Path:
+    path = here.folder / "vendor.onnx"
+    path.write_bytes(tiny_backdoored.model.read_bytes())
+    return path
+
+
+@pytest.fixture
+def images(tiny_backdoored: tiny.Backdoored) -> Path:
+    return tiny_backdoored.images
+
+
+def written(here: Place, spec: object) -> Path:
+    path = here.folder / "audit.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def test_a_text_file(here: Place, images: Path) -> None:
+    (here.folder / "text.onnx").write_text("this is no model\n" * 50)
+    assert "no ONNX model" in refused(here, "run", "text.onnx", "--data", images)
+
+
+def test_a_missing_file(here: Place, images: Path) -> None:
+    assert "no file missing.onnx" in refused(here, "run", "missing.onnx", "--data", images)
+
+
+def test_images_of_the_wrong_size(here: Place, model: Path) -> None:
+    big = tiny.labelled(60, size=(16, 16))
+    np.savez(here.folder / "big.npz", images=big.images, labels=big.labels)
+    assert "16x16" in refused(here, "run", model, "--data", here.folder / "big.npz")
+
+
+def test_images_that_contradict_the_spec(here: Place, model: Path, images: Path) -> None:
+    spec = written(here, {"input": {"size": [10, 10]}})
+    assert "12x12" in refused(here, "run", model, "--data", images, "--spec", spec)
+
+
+def test_labels_out_of_range(here: Place, model: Path, images: Path) -> None:
+    with np.load(images) as archive:
+        np.savez(here.folder / "labels.npz", images=archive["images"], labels=archive["labels"] + 3)
+    sentence = refused(here, "run", model, "--data", here.folder / "labels.npz")
+    assert "out of range" in sentence
+    assert "0 to 3" in sentence
+
+
+def test_a_folder_without_images(here: Place, model: Path) -> None:
+    (here.folder / "empty" / "cat").mkdir(parents=True)
+    assert "no images under" in refused(here, "run", model, "--data", here.folder / "empty")
+
+
+def test_no_images_at_all(here: Place, model: Path) -> None:
+    assert "--data IMAGES" in refused(here, "run", model)
+
+
+def test_an_unreadable_image(here: Place, model: Path) -> None:
+    (here.folder / "pictures" / "0").mkdir(parents=True)
+    Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(here.folder / "pictures" / "0" / "a.png")
+    (here.folder / "pictures" / "0" / "b.png").write_bytes(b"\x89PNG and no more")
+    assert "b.png is no readable image" in refused(here, "run", model, "--data", here.folder / "pictures")
+
+
+def test_an_unknown_key(here: Place, model: Path, images: Path) -> None:
+    assert "unknown key `polcy`" in refused(here, "run", model, "--data", images, "--spec", written(here, {"polcy": {"max_asr": 0.1}}))
+
+
+def test_a_trigger_that_does_not_fit(here: Place, model: Path, images: Path) -> None:
+    spec = written(here, {"triggers": [{"name": "t", "kind": "patch", "size": [5, 5], "at": [10, 10], "target": 1}]})
+    assert "does not lie inside" in refused(here, "run", model, "--data", images, "--spec", spec)
+
+
+def test_a_target_that_is_no_class(here: Place, model: Path, images: Path) -> None:
+    spec = written(here, {"triggers": [{"name": "t", "kind": "patch", "size": [2, 2], "at": [0, 0], "target": 9}]})
+    assert "class 9" in refused(here, "run", model, "--data", images, "--spec", spec)
+    spec = written(here, {"triggers": [{"name": "t", "kind": "patch", "size": [2, 2], "at": [0, 0], "target": "cow"}]})
+    assert "'cow'" in refused(here, "run", model, "--data", images, "--spec", spec)
+
+
+def test_a_model_with_two_inputs(here: Place, images: Path) -> None:
+    proto = tiny.classifier(shape=("N", 3, 12, 12))
+    proto.graph.input.append(helper.make_tensor_value_info("state", TensorProto.FLOAT, (1, 4)))
+    onnx.save(proto, here.folder / "two.onnx")
+    assert "2 inputs" in refused(here, "run", "two.onnx", "--data", images)
+
+
+def test_a_model_of_another_kind(here: Place, images: Path) -> None:
+    nodes = [helper.make_node("LinearClassifier", ["x"], ["l", "y"], domain="ai.onnx.ml", coefficients=[1.0] * 16)]
+    proto = tiny.model(nodes, shape=("N", 4))
+    proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    onnx.save(proto, here.folder / "lr.onnx")
+    assert "machine-learning pipeline" in refused(here, "run", "lr.onnx", "--data", images)
+
+
+def test_cuda_without_cuda(here: Place, model: Path, images: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    assert "CUDA was asked for" in refused(here, "run", model, "--data", images, "--device", "cuda")
+
+
+def test_an_unknown_method(here: Place, model: Path, images: Path) -> None:
+    assert "no method 'magic'" in refused(here, "run", model, "--data", images, "--method", "magic")
+
+
+def test_an_out_that_is_a_file(here: Place, model: Path, images: Path) -> None:
+    (here.folder / "out").write_text("")
+    assert "is a file" in refused(here, "run", model, "--data", images, "--out", "out")
+
+
+@pytest.mark.corpus
+@pytest.mark.parametrize("name", ["ort_winml_squeezenet_products.onnx", "ort_java_lr_mnist_scikit.onnx"])
+def test_third_party_files_that_are_no_classifiers(here: Place, images: Path, corpus: Path, name: str) -> None:
+    assert "ai.onnx.ml" in refused(here, "run", corpus / "onnx" / name, "--data", images)
+
+
+def test_a_scan_says_so_too(here: Place, model: Path) -> None:
+    (here.folder / "text.onnx").write_text("no")
+    refused(here, "scan", "text.onnx")
+    good = here.command("scan", model)
+    assert good.returncode == 0, good.stderr
+    assert "Conv" in good.stdout
+    assert sorted(path.name for path in here.folder.iterdir()) == ["text.onnx", "vendor.onnx"]
+
+
+def test_a_scan_of_poisoned_numbers_ends_1(here: Place) -> None:
+    proto = tiny.classifier()
+    weight = proto.graph.initializer[0]
+    weight.raw_data = np.full(np.prod(weight.dims), np.nan, np.float32).tobytes()
+    onnx.save(proto, here.folder / "nan.onnx")
+    done = here.command("scan", "nan.onnx", "--json")
+    assert done.returncode == 1
+    assert "file.non-finite-weights" in done.stdout
