@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -102,10 +103,11 @@ class Line:
         watcher().ended(step, "skipped", 0.0)
 
     def _kept(self, name: str, request: Json) -> tuple[Json, bool]:
-        state = stage(name, request, version(), self.limits, return_state=True)
+        limits = replace(self.limits, seconds=self.dossier.spec.purify.seconds) if name == "purify" else self.limits
+        state = stage(name, request, version(), limits, return_state=True)
         answer = state.result()
         if not self.store.holds(answer):  # somebody emptied the store
-            return stage.with_options(refresh_cache=True)(name, request, version(), self.limits), False
+            return stage.with_options(refresh_cache=True)(name, request, version(), limits), False
         return answer, state.name == "Cached"
 
     def _ended(self, step: str, outcome: Literal["ran", "reused", "failed"], started: float, note: str = "") -> None:

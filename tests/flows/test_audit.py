@@ -236,3 +236,11 @@ def test_external_data_is_audited_and_written_beside(here: Place, tiny_backdoore
     assert purified.name == "model.onnx"
     assert (purified.parent / "weights.bin").read_bytes() != (here.folder / "weights.bin").read_bytes()
     onnxruntime.InferenceSession(purified, providers=["CPUExecutionProvider"])
+
+
+def test_a_purifier_that_takes_too_long_is_inconclusive(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+    hurried = spec.parent / "hurried.yaml"
+    hurried.write_text(spec.read_text().replace("images: 80", "images: 80\n  seconds: 0.5"))
+    done = here.command("run", tiny_backdoored.model, "--spec", hurried, "--out", "out")
+    assert done.returncode == 3, done.stderr
+    assert any("purify stage was stopped after 0.5 s" in reason["text"] for reason in report_of(here.folder / "out")["reasons"])
