@@ -22,11 +22,10 @@ COPY --from=requirements /requirements.txt /opt/onnx-audit/
 COPY constraints.txt /opt/onnx-audit/
 ENV PATH=/opt/onnx-audit/bin:$PATH
 # The secret is the pip.conf of whoever builds behind a mirror; without one it is not there.
-# onnxruntime's CUDA part needs libcurand, which torch's wheels do not bring.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv /opt/onnx-audit \
     && pip install --no-cache-dir --disable-pip-version-check --progress-bar off \
-        --constraint /opt/onnx-audit/constraints.txt --requirement /opt/onnx-audit/requirements.txt 'cuda-toolkit[curand]'
+        --constraint /opt/onnx-audit/constraints.txt --requirement /opt/onnx-audit/requirements.txt
 
 # Numeric, as Kubernetes wants it to believe runAsNonRoot.  /work is open to all because --user may name any other.
 RUN useradd --uid 10001 --user-group --home-dir /tmp --no-create-home --shell /usr/sbin/nologin onnx-audit \

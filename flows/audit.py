@@ -19,14 +19,14 @@ from flows.progress import watcher
 from pipeline.artifact import Store, sha256
 from pipeline.config import AuditSpec, read_spec
 from pipeline.dossier import Dossier
-from pipeline.errors import SpecRefused, StageFailed, StageKilled
+from pipeline.errors import BadInput, Defect, ModelRefused, SpecRefused, StageFailed, StageKilled
 from pipeline.inputs import check_model_path, prepare
 from pipeline.outputs import PENDING, Outputs, absolute
 from pipeline.policy import needs_repair
-from pipeline.provenance import version
+from pipeline.provenance import made_with
 from pipeline.report.html import render_html
 from pipeline.report.json import render_json
-from pipeline.report.model import AuditReport, Files, MlflowRecord
+from pipeline.report.model import AuditReport, Files, MlflowRecord, without_credentials
 from pipeline.report.summary import markdown, percent, summary_rows
 from pipeline.results import ImportResult, IntakeResult, Measurement, PlotsResult, PurifyResult, ReadingResult, ScanResult, WriteBackResult
 from pipeline.sandbox import Limits, run
@@ -57,7 +57,7 @@ def _work(name: str, request: Json, limits: Limits) -> Json:
     retries=1,
     retry_condition_fn=_was_killed,
 )
-def stage(name: str, request: Json, version: str, limits: Limits) -> Json:
+def stage(name: str, request: Json, made_with: str, limits: Limits) -> Json:
     """Run one stage in a child process.  What its answer follows from is its input, so that an equal request is answered once."""
     return _work(name, request, limits)
 
@@ -90,10 +90,12 @@ class Line:
                 answer, reused = intake(request["source"], self.limits), False
             else:
                 answer, reused = self._kept(name, request)
-        except StageFailed as error:
+        except (StageFailed, ModelRefused, SpecRefused) as error:
+            if isinstance(error, BadInput) and self.dossier.submitted is None:
+                raise  # nothing is known yet: the audit could not run
             self.dossier.failures[step] = str(error)
             self._ended(step, "failed", started, str(error))
-            raise
+            raise error if isinstance(error, StageFailed) else StageFailed(str(error)) from error
         self._ended(step, "reused" if reused else "ran", started)
         return kind.model_validate(answer)
 
@@ -104,10 +106,10 @@ class Line:
 
     def _kept(self, name: str, request: Json) -> tuple[Json, bool]:
         limits = replace(self.limits, seconds=self.dossier.spec.purify.seconds) if name == "purify" else self.limits
-        state = stage(name, request, version(), limits, return_state=True)
+        state = stage(name, request, made_with(), limits, return_state=True)
         answer = state.result()
         if not self.store.holds(answer):  # somebody emptied the store
-            return stage.with_options(refresh_cache=True)(name, request, version(), limits), False
+            return stage.with_options(refresh_cache=True)(name, request, made_with(), limits), False
         return answer, state.name == "Cached"
 
     def _ended(self, step: str, outcome: Literal["ran", "reused", "failed"], started: float, note: str = "") -> None:
@@ -121,6 +123,9 @@ def examine(found: Dossier, line: Line) -> None:
     spec, inputs, device = found.spec, found.inputs, found.device
     found.artifact = line("intake", IntakeResult, {"source": str(found.path)}).model
     model = {"model": found.artifact.model_dump()}
+
+    if found.artifact.sha256 != found.sha256:
+        raise ModelRefused(f"{found.path} changed while the audit began: run it again on a file that stays as it is")
 
     found.scanned = line("scan", ScanResult, model)
     facts = {"facts": found.scanned.model.model_dump(mode="json")}
@@ -218,12 +223,12 @@ def limits(spec: AuditSpec, device: str) -> Limits:
 
 def write(found: Dossier, line: Line, outputs: Outputs, *, tracking_uri: str | None, experiment: str) -> tuple[AuditReport, Json]:
     """Write the output folder, the report in it; return the report, and what the tracking server is to be told."""
-    from pipeline.tracking import default_tracking_uri
+    from pipeline.tracking import absolute_tracking_uri
 
     store = line.store
     drawn = _draw(found, line)
     plots = {name: store.path(digest).read_bytes() for name, digest in drawn.items()}
-    outputs.discard(*(f"plots/{name}.png" for name in ("before_after", "masks", "history", "perturbation")), "masks.npz", "purified.onnx", PENDING)
+    outputs.discard("plots", "purified", "purified.onnx", "masks.npz", "input_example.npy", PENDING)
     model = outputs.keep_model(found.written.model, store) if found.written and found.after else None
     for name, png in plots.items():
         outputs.write(f"plots/{name}.png", png)
@@ -236,7 +241,7 @@ def write(found: Dossier, line: Line, outputs: Outputs, *, tracking_uri: str | N
     outputs.write("report.html", render_html(report, plots=plots).encode())
     outputs.write("report.json", render_json(report))
     names = ["report.json", "report.html", *(f"plots/{name}.png" for name in plots), *(["masks.npz"] if found.purified else [])]
-    uri = tracking_uri or default_tracking_uri(Path.cwd())
+    uri = absolute_tracking_uri(tracking_uri, Path.cwd())
     artifacts = {name: name for name in names}
     return report, found.record(report, tracking_uri=uri, experiment=experiment, artifacts=artifacts, model=model, description=markdown(report))
 
@@ -253,7 +258,7 @@ def _draw(found: Dossier, line: Line) -> dict[str, str]:
     }
     try:
         return line("plots", PlotsResult, drawn).plots
-    except StageFailed as error:
+    except (StageFailed, Defect) as error:
         found.failures.pop("plots", None)
         found.remarks.append(Reason(code="plots.failed", text=f"The report has no pictures: {error}."))
         return {}
@@ -285,7 +290,7 @@ def send(found: Dossier, outputs: Outputs, report: AuditReport, request: Json, l
     try:
         answer = record(absolute(request, outputs.folder), limits)
     except StageFailed as error:
-        outputs.write_json(PENDING, request)
+        outputs.write_json(PENDING, {**request, "tracking_uri": without_credentials(request["tracking_uri"])})
         found.remarks.append(Reason(code="record.failed", text=f"{error}."))
         found.note("record", "failed", time.monotonic() - started, str(error))
         watcher().ended("record", "failed", time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""Where the stages' progress goes: whoever runs the flow says so; a worker's goes to the flow run's log."""
+"""Where the stages' progress goes: whoever runs the flow says so; under a worker nobody watches but Prefect."""
 
 from __future__ import annotations
 

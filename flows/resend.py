@@ -21,7 +21,9 @@ def resend(folder: Path, *, tracking_uri: str | None) -> dict[str, Any]:
     if not pending.is_file():
         raise BadInput(f"there is nothing to send in {folder}: {PENDING} is written there when a record was not taken")
     request = json.loads(pending.read_text())
-    request["tracking_uri"] = tracking_uri or request["tracking_uri"]
+    from pipeline.tracking import absolute_tracking_uri
+
+    request["tracking_uri"] = absolute_tracking_uri(tracking_uri, Path.cwd()) if tracking_uri else request["tracking_uri"]
     answer = run("record", {"request": absolute(request, outputs.folder)}, store=Store(), limits=Limits())
     report = AuditReport.model_validate_json((outputs.folder / "report.json").read_bytes())
     sent = MlflowRecord(run_id=answer["run_id"], tracking_uri=answer["tracking_uri"])

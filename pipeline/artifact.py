@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -140,10 +141,15 @@ def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_digest(value: str) -> bool:
+    """Whether a string is `sha256:` and 64 hex digits, whole."""
+    return re.fullmatch(PREFIX + "[0-9a-f]{64}", value) is not None
+
+
 def digests(value: Any) -> Iterator[str]:
     """Every digest inside a JSON value."""
     if isinstance(value, str):
-        if value.startswith(PREFIX):
+        if is_digest(value):
             yield value
     elif isinstance(value, dict):
         for item in value.values():

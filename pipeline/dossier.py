@@ -52,11 +52,11 @@ class Dossier:
 
     @property
     def key(self) -> str:
-        """SHA-256, in hex, of everything that the result follows from: the same key is the same audit."""
+        """SHA-256, in hex, of everything that the result follows from, and of what failed: the same key is the same result."""
         spec = self.spec.model_dump(mode="json", exclude={"data", "triggers", "limits"})
         images = {"calibration": self.inputs.calibration, "holdout": self.inputs.holdout}
         model = self.artifact.digest if self.artifact else self.sha256
-        return digest([model, spec, images, self.inputs.triggers, self.seed, self.device, version()])
+        return digest([model, spec, images, self.inputs.triggers, self.seed, self.device, version(), sorted(self.failures)])
 
     def report(self) -> AuditReport:
         """Decide, and say everything."""
@@ -73,7 +73,7 @@ class Dossier:
         facts = self.scanned.model if self.scanned else None
         return AuditReport(
             verdict=verdict,
-            reasons=[*reasons, *self.remarks],
+            reasons=[*reasons, *self._guess(), *self.remarks],
             model=SubmittedModel(
                 path=str(self.path),
                 sha256=self.sha256,
@@ -107,6 +107,14 @@ class Dossier:
             ),
             files=self.files,
         )
+
+    def _guess(self) -> list[Reason]:
+        """A warning when nobody said how the model reads pictures."""
+        if self.reading is None or not self.reading.guessed:
+            return []
+        name, rate = max(self.reading.scores.items(), key=lambda item: item[1].hits)
+        tried = f"best of {len(self.reading.scores)} on calibration images, {100 * rate.rate:.1f} % right"
+        return [Reason(code="read.guessed", text=f"How the model reads pictures was guessed: {name} ({tried}). Say it in the spec's `input` if it is not so.")]
 
     def _purified(self) -> Purified | None:
         if self.purified is None or self.written is None or self.after is None:

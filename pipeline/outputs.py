@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,13 @@ class Outputs:
         return "purified/model.onnx"
 
     def discard(self, *names: str) -> None:
-        """Remove what an earlier audit left here and this one did not make."""
+        """Remove files and folders that an earlier audit left here."""
         for name in names:
-            (self.folder / name).unlink(missing_ok=True)
+            path = self.folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON value."""

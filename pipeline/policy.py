@@ -90,7 +90,7 @@ def _weights(measured: Measurement | None, before: Measurement | None, policy: P
 
 def _broken(evidence: Evidence, policy: Policy) -> Iterator[Reason]:
     for stage, text in evidence.failures.items():
-        yield Reason(code=f"{stage}.failed", text=f"{text[0].upper()}{text[1:]}.")
+        yield Reason(code=f"{stage.replace(' ', '-')}.failed", text=f"{text[0].upper()}{text[1:]}.")
     for check in evidence.checks:
         if check.outcome == Outcome.ERRORED:
             yield Reason(code=f"{check.name}.errored", text=f"The check {check.name} could not be made: {check.note}.")
@@ -106,6 +106,10 @@ def _broken(evidence: Evidence, policy: Policy) -> Iterator[Reason]:
         return
     if measured.clean.total < policy.min_images:
         yield Reason(code="images.too-few", text=f"{measured.clean.total} hold-out images judge nothing; the policy asks for {policy.min_images}.")
+    for attack in measured.attacks:
+        if attack.asr.total < policy.min_images:
+            text = f"Trigger {attack.name!r} was tried on {attack.asr.total} images; the policy asks for {policy.min_images}."
+            yield Reason(code="images.too-few", text=text)
     for name, one in (("submitted", measured), ("purified", evidence.purified)):
         if one is not None and one.answered < 2:
             yield Reason(

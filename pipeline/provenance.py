@@ -31,6 +31,11 @@ def packages() -> dict[str, str]:
     return found
 
 
+def made_with() -> str:
+    """Version, commit and packages on one line: another of any of them may answer otherwise."""
+    return " ".join([version(), git() or "", *(f"{name}={number}" for name, number in packages().items())])
+
+
 @cache
 def git() -> str | None:
     """The commit of the checkout that this runs from, with `+dirty` when it was changed; None when it is no checkout."""

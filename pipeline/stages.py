@@ -36,6 +36,7 @@ from pipeline.results import (
 from pipeline.sandbox import confine
 
 Json = dict[str, Any]
+PARITY_IMAGES = 64
 
 
 class Desk:
@@ -113,12 +114,15 @@ def import_model(
     desk: Desk, *, model: Json, facts: Json, reading: Json, calibration: Json, output: str | None, probabilities: bool | None, device: str
 ) -> ImportResult:
     """Make the torch twin, and compare it with onnxruntime on calibration images; where they part, find the first such node."""
+    import numpy as np
+
     from pipeline.convert.parity import compare, first_divergence
     from pipeline.convert.to_torch import bound, convert
     from pipeline.evaluate.session import Classifier, probable, run_all
 
     path = desk.model(model)
-    pictures = CalibrationSet.load(calibration).pictures()[:64]
+    images = CalibrationSet.load(calibration)
+    pictures = images.at(np.unique(np.linspace(0, len(images) - 1, PARITY_IMAGES).astype(np.int64))).pictures()  # folders come class by class
     spec = InputSpec.model_validate(reading)
     classifier = Classifier(path, spec, device=device, output=output)
     scores = classifier(pictures)

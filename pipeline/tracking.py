@@ -102,13 +102,14 @@ class RecordResult(Value):
     ui: str | None = None
 
 
-def default_tracking_uri(folder: Path) -> str:
-    """$MLFLOW_TRACKING_URI, else `folder`/mlflow.db; an SQLite path is made absolute, as stages run in another folder."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+def absolute_tracking_uri(given: str | None, folder: Path) -> str:
+    """`given`, else $MLFLOW_TRACKING_URI, else `folder`/mlflow.db; paths are made absolute, as stages run in another folder."""
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     scheme, slashes, path = uri.partition(":///")
     if scheme == "sqlite" and slashes:
         return f"sqlite:///{folder.absolute() / path}"
-    return uri
+    is_path = ":" not in uri and (os.sep in uri or (folder / uri).exists())
+    return str(folder.absolute() / uri) if is_path else uri
 
 
 def record(request: RecordRequest) -> RecordResult:

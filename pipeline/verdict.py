@@ -9,7 +9,7 @@ from pipeline.results import Value
 
 
 class Verdict(StrEnum):
-    """Whether the file may go into production; DESIGN.md says when each is given."""
+    """Whether the file may go into production; docs/report.md says when each is given."""
 
     ACCEPT = "ACCEPT"
     REPAIRED = "REPAIRED"

@@ -143,8 +143,10 @@ def test_the_scratch_of_a_living_process_is_left_and_of_a_killed_one_swept(folde
 
 
 def test_digests() -> None:
-    assert list(digests({"a": PREFIX + "1", "b": [PREFIX + "2", {"c": PREFIX + "3"}], "d": "sha1:4", PREFIX + "key": 5})) == [
-        PREFIX + "1",
-        PREFIX + "2",
-        PREFIX + "3",
-    ]
+    one, two, three = (PREFIX + digit * 64 for digit in "123")
+    assert list(digests({"a": one, "b": [two, {"c": three}], "d": "sha1:4", PREFIX + "key": 5})) == [one, two, three]
+
+
+@pytest.mark.parametrize("name", [PREFIX + "../../../etc/passwd", PREFIX + "1" * 63, PREFIX + "1" * 64 + "\n", "x" + PREFIX + "1" * 64, PREFIX + "G" * 64])
+def test_a_name_in_a_file_is_no_digest(name: str) -> None:
+    assert list(digests([name])) == []

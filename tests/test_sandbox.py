@@ -14,7 +14,7 @@ import tiny
 from pipeline.artifact import Store
 from pipeline.errors import Defect, ModelRefused, StageFailed, StageKilled
 from pipeline.images import read, split
-from pipeline.sandbox import Limits, Progress, run
+from pipeline.sandbox import Limits, Progress, _environment, run
 
 
 @pytest.fixture
@@ -127,3 +127,15 @@ def test_what_a_dead_process_left_is_swept(store: Store) -> None:
         assert not leftover.exists()
         assert mine.is_dir()
     assert not mine.exists()
+
+
+def test_a_stage_sees_no_secret_unless_it_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "GITHUB_TOKEN", "PREFECT_API_KEY"):
+        monkeypatch.setenv(name, "hush")
+    monkeypatch.setenv("HARMLESS", "yes")
+    seen, recording = _environment("scan"), _environment("record")
+    assert "hush" not in seen.values()
+    assert seen["HARMLESS"] == "yes"
+    assert recording["MLFLOW_TRACKING_PASSWORD"] == "hush"
+    assert "PREFECT_API_KEY" not in recording
+    assert seen["ORT_DISABLE_TELEMETRY"] == "1"

@@ -26,7 +26,7 @@ from pipeline import tracking
 from pipeline.artifact import sha256
 from pipeline.errors import RecordFailed
 from pipeline.results import Step
-from pipeline.tracking import RecordRequest, RecordResult, default_tracking_uri, record
+from pipeline.tracking import RecordRequest, RecordResult, absolute_tracking_uri, record
 
 KEY = "5f" * 32
 IMAGES = np.random.default_rng(0).random((2, 3, 4, 4), dtype=np.float32)
@@ -63,7 +63,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return default_tracking_uri(tmp_path_factory.mktemp("work #1"))
+    return absolute_tracking_uri(None, tmp_path_factory.mktemp("work #1"))
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_a_process_of_its_own_says_nothing_and_stays_in_the_working_folder(files
     code = "import sys; from pipeline.tracking import *; print(record(RecordRequest.model_validate_json(sys.stdin.read())).model_dump_json())"
     child = subprocess.run(
         [sys.executable, "-c", code],
-        input=asked(default_tracking_uri(tmp_path / "work"), files).model_dump_json(),
+        input=asked(absolute_tracking_uri(None, tmp_path / "work"), files).model_dump_json(),
         cwd=tmp_path / "elsewhere",
         env=os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[1])},
         capture_output=True,
@@ -291,7 +291,7 @@ def test_a_process_of_its_own_says_nothing_and_stays_in_the_working_folder(files
 def test_default_store(set_to: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if set_to is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", set_to)
-    assert default_tracking_uri(Path("/w")) == expected
+    assert absolute_tracking_uri(None, Path("/w")) == expected
 
 
 @pytest.mark.parametrize("listening", [False, True], ids=["refused", "silent"])
@@ -311,7 +311,7 @@ def test_a_dead_server_is_known_soon(listening: bool, files: Path) -> None:
 def test_a_store_that_cannot_be_opened_is_a_failed_record(files: Path, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
     with pytest.raises(RecordFailed, match="not a database"):
-        record(asked(default_tracking_uri(tmp_path), files))
+        record(asked(absolute_tracking_uri(None, tmp_path), files))
 
 
 def test_passwords_are_taken_out() -> None:
@@ -331,3 +331,10 @@ def test_an_audit_key_is_hex(key: str, files: Path) -> None:
 def test_an_artifact_stays_in_its_run(path: str, files: Path) -> None:
     with pytest.raises(ValueError, match="inside the run"):
         asked("sqlite:////x.db", files, artifacts={path: "/etc/hostname"})
+
+
+def test_a_relative_store_lies_in_the_working_folder(tmp_path: Path) -> None:
+    assert absolute_tracking_uri("sqlite:///x.db", tmp_path) == f"sqlite:///{tmp_path / 'x.db'}"
+    assert absolute_tracking_uri("./runs", tmp_path) == str(tmp_path / "runs")
+    assert absolute_tracking_uri("http://127.0.0.1:5000", tmp_path) == "http://127.0.0.1:5000"
+    assert absolute_tracking_uri("databricks", tmp_path) == "databricks"

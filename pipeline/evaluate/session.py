@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it is read at import: onnxruntime would tell its maker about the model
+
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray

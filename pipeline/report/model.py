@@ -21,7 +21,8 @@ PathText = Annotated[str, BeforeValidator(lambda path: printable(path, limit=409
 Seconds = Annotated[float, Field(ge=0)]
 
 
-def _without_credentials(uri: str) -> str:
+def without_credentials(uri: str) -> str:
+    """An address without the user and password in it."""
     return re.sub(r"(?<=://)[^/?#]*@", "", uri)
 
 
@@ -77,7 +78,7 @@ class MlflowRecord(Value):
     """Where the audit was recorded; credentials in the address are left out."""
 
     run_id: str
-    tracking_uri: Annotated[str, AfterValidator(_without_credentials)]
+    tracking_uri: Annotated[str, AfterValidator(without_credentials)]
 
 
 class Provenance(Value):
@@ -91,7 +92,7 @@ class Provenance(Value):
     calibration_sha256: Sha256 | None
     holdout_sha256: Sha256 | None
     created: AwareDatetime
-    command: list[PathText] | None = None
+    command: list[Annotated[PathText, AfterValidator(without_credentials)]] | None = None
 
 
 class Files(Value):

@@ -37,13 +37,17 @@ def check_sizes(model: ModelProto, folder: Path) -> Iterator[Finding]:
 
 
 def check_finite(model: ModelProto, folder: Path) -> Iterator[Finding]:
-    """Weights that are NaN or infinite: a broken training run, or a model that answers what it likes."""
+    """Weights that are NaN or infinite: a broken training run, or a model that answers what it likes.
+
+    Infinities among nothing but zeros are no weights but a bound of Clip or an attention mask, and no finding.
+    """
     for tensor in tensors(model):
         if tensor.data_type not in FLOATS:
             continue
         values = numpy_helper.to_array(tensor, base_dir=str(folder))
-        broken = int(values.size - np.count_nonzero(np.isfinite(values)))
-        if broken:
+        finite = np.isfinite(values)
+        broken = int(values.size - np.count_nonzero(finite))
+        if broken and (np.isnan(values).any() or values[finite].any()):
             yield Finding(
                 rule="file.non-finite-weights",
                 severity=Severity.HIGH,

@@ -244,3 +244,14 @@ def test_a_purifier_that_takes_too_long_is_inconclusive(here: Place, tiny_backdo
     done = here.command("run", tiny_backdoored.model, "--spec", hurried, "--out", "out")
     assert done.returncode == 3, done.stderr
     assert any("purify stage was stopped after 0.5 s" in reason["text"] for reason in report_of(here.folder / "out")["reasons"])
+
+
+def test_nothing_to_mask_is_inconclusive_and_keeps_what_was_measured(here: Place, tiny_backdoored: tiny.Backdoored) -> None:
+    nodes = [onnx.helper.make_node("Flatten", ["x"], ["f"]), onnx.helper.make_node("Gemm", ["f", "W"], ["y"])]
+    onnx.save(tiny.model(nodes, {"W": tiny.values(432, 4)}, shape=("N", 3, 12, 12)), here.folder / "flat.onnx")
+    done = here.command("run", "flat.onnx", "--data", tiny_backdoored.images, "--out", "out", "--purify", "always", "--preset", "paper")
+    assert done.returncode == 3, done.stderr
+    report = report_of(here.folder / "out")
+    assert any(reason["code"] == "purify.failed" and "nothing to mask" in reason["text"] for reason in report["reasons"])
+    assert any(reason["code"] == "read.guessed" for reason in report["reasons"])
+    assert report["submitted"] is not None

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.errors import ModelRefused
 from pipeline.findings import Outcome, Severity
 from pipeline.scan import scan
+from pipeline.scan.weights import check_finite
 
 FLOAT = TensorProto.FLOAT
 HUGE = 2**40
@@ -152,3 +153,17 @@ def test_numbers_that_are_none_are_found(kind: type, bad: float, external: bool,
     assert (finding.rule, finding.severity, finding.message) == ("file.non-finite-weights", Severity.HIGH, "2 of 162 values are NaN or infinite")
     assert finding.where.isprintable()
     assert {check.name: check.outcome for check in result.checks}["file.finite-weights"] == Outcome.FAILED
+
+
+def test_infinite_bounds_and_masks_are_no_finding(tmp_path: Path) -> None:
+    mask = np.triu(np.full((4, 4), -np.inf, np.float32), 1)
+    nodes = [
+        helper.make_node("Gemm", ["x", "W"], ["g"]),
+        helper.make_node("Add", ["g", "mask"], ["a"]),
+        helper.make_node("Max", ["a", "least"], ["y"]),
+    ]
+    weights = {"W": tiny.values(4, 4), "mask": mask, "least": np.array(-np.inf, np.float32)}
+    assert list(check_finite(tiny.model(nodes, weights, shape=("N", 4)), tmp_path)) == []
+    weights["W"][0, 0] = np.inf
+    (finding,) = check_finite(tiny.model(nodes, weights, shape=("N", 4)), tmp_path)
+    assert finding.where == "W"
