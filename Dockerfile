@@ -27,9 +27,9 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     && pip install --no-cache-dir --disable-pip-version-check --progress-bar off \
         --constraint /opt/onnx-audit/constraints.txt --requirement /opt/onnx-audit/requirements.txt
 
-# Numeric, as Kubernetes wants it to believe runAsNonRoot.  /work is open to all because --user may name any other.
+# Numeric, as Kubernetes wants it to believe runAsNonRoot.  /audit is open to all because --user may name any other.
 RUN useradd --uid 10001 --user-group --home-dir /tmp --no-create-home --shell /usr/sbin/nologin onnx-audit \
-    && install --directory --mode=1777 /work
+    && install --directory --mode=1777 /audit
 
 COPY . /src
 RUN pip install --no-index --no-deps --no-build-isolation --no-cache-dir --disable-pip-version-check /src && rm -rf /src
@@ -52,7 +52,7 @@ LABEL org.opencontainers.image.title="onnx-audit" \
       org.opencontainers.image.revision="${REVISION}"
 
 USER 10001:10001
-WORKDIR /work
-VOLUME /work
+WORKDIR /audit
+VOLUME /audit
 ENTRYPOINT ["onnx-audit"]
 CMD ["--help"]
