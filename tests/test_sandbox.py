@@ -23,15 +23,16 @@ def store(tmp_path: Path) -> Store:
 
 
 def children() -> list[int]:
-    """Processes whose parent is this one."""
+    """Stages whose parent is this process."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
                 fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if int(fields[1]) == os.getpid() and fields[0] != "Z":
+            if int(fields[1]) == os.getpid() and fields[0] != "Z" and b"pipeline.stages" in words:
                 found.append(int(entry.name))
     return found
 
