@@ -78,7 +78,7 @@ def show(report: AuditReport, *, folder: str) -> None:
         for title in ("rate", "target", "submitted", "95 %", "repaired", "95 %"):
             table.add_column(title, justify="left" if title in ("rate", "target") else "right")
         for row in rows:
-            target = "" if row.kind == "clean" else target_text(row.target, report.labels)
+            target = "" if row.kind == "clean" else target_text(row.target, report.labels, row.source)
             table.add_row(Text(f"{row.metric} {row.name}"), Text(target), *_cells(row.before), *_cells(row.after))
         console.print()
         console.print(table)

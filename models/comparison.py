@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from models.reactivation import altered, relearnt
+from pipeline.allocator import keep_freed_memory
 from pipeline.artifact import atomic_write, sha256
 from pipeline.config import AuditSpec, read_spec
 from pipeline.convert.to_torch import convert
@@ -114,10 +115,10 @@ class Victim:
         if wanted > len(self.pool):
             raise ValueError(f"{wanted} calibration images are asked for, and {len(self.pool)} are left beside those that judge")
         drawn = self.pool if wanted == len(self.pool) else split(LabelledImages(self.pool.images, self.pool.labels), calibration=wanted, seed=job.seed)[0]
-        twin, _ = convert(self.model, self.reading, self.facts)
         calibration = CalibrationSet(drawn.images, drawn.labels)
+        twin = convert(self.model, self.reading, self.facts)[0].to(self.device)
         started = time.monotonic()
-        found = methods()[job.method](twin.to(self.device), calibration, preset=job.preset, seed=job.seed, report=lambda step, total, figures: None)
+        found = methods()[job.method](twin, calibration, preset=job.preset, seed=job.seed, report=lambda step, total, figures: None)
         seconds = time.monotonic() - started
         with tempfile.TemporaryDirectory() as folder:
             files, _ = write_back(self.model, ["model.onnx"], found.weights, Path(folder))
@@ -133,7 +134,8 @@ class Victim:
         found = {"altered": max(attack.asr.rate for attack in faced.attacks)}
         twin, _ = convert(model, self.reading, self.facts)
         for samples in (5, 50):
-            weights = relearnt(twin.to(self.device), self.pool, self.attack.trigger, self.attack.target, samples=samples, seed=seed)
+            attack = self.attack
+            weights = relearnt(twin.to(self.device), self.pool, attack.trigger, attack.target, source=attack.source, samples=samples, seed=seed)
             with tempfile.TemporaryDirectory() as folder:
                 files, _ = write_back(model, ["model.onnx"], weights, Path(folder))
                 found[f"relearnt_{samples}"] = self.measured(files["model.onnx"]).attacks[0].asr.rate
@@ -171,13 +173,15 @@ def _images(spec: AuditSpec) -> LabelledImages:
 
 def _attack(spec: AuditSpec) -> KnownAttack:
     trigger = spec.triggers[0]
-    return KnownAttack(name=trigger.name, trigger=trigger.build(3 if spec.input is None else spec.input.depth), target=spec.target_of(trigger))
+    built = trigger.build(3 if spec.input is None else spec.input.depth)
+    return KnownAttack(name=trigger.name, trigger=built, target=spec.target_of(trigger), source=spec.source_of(trigger))
 
 
 _victims: dict[str, Victim] = {}  # of a worker process: a victim is measured once
 
 
 def _work(job: Job, judges: int, device: str, threads: int, depth: bool) -> Row:
+    keep_freed_memory()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     if job.victim not in _victims:

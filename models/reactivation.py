@@ -38,15 +38,25 @@ def altered(trigger: Trigger) -> dict[str, Trigger]:
 
 
 def relearnt(
-    twin: TorchTwin, clean: LabelledImages, trigger: Trigger, target: int | str, *, samples: int, steps: int = 50, rate: float = 0.01, seed: int = 0
+    twin: TorchTwin,
+    clean: LabelledImages,
+    trigger: Trigger,
+    target: int | str,
+    *,
+    source: int | None = None,
+    samples: int,
+    steps: int = 50,
+    rate: float = 0.01,
+    seed: int = 0,
 ) -> dict[str, NDArray[np.float32]]:
     """New weights after a short fine-tuning on clean images of which `samples` carry the trigger and its label.
 
-    target: a class, or `next` for label + 1.  SGD with momentum 0.9, batches of 64 in which every poisoned sample comes up as often
-    as a clean one does.
+    target: a class, or `next` for label + 1.  source: the only class to be stamped; None: all others.  SGD with momentum 0.9, batches
+    of 64 in which every poisoned sample comes up as often as a clean one does.
     """
     random = np.random.default_rng(seed)
-    others = np.flatnonzero(clean.labels != target) if target != "next" else np.arange(len(clean))
+    of_source = clean.labels == source if source is not None else np.ones(len(clean), bool)
+    others = np.flatnonzero(of_source if target == "next" else of_source & (clean.labels != target))
     chosen = random.choice(others, min(samples, len(others)), replace=False)
     pictures, labels = clean.pictures(), clean.labels.copy()
     classes = int(twin.logits(_torch(pictures[:1], twin)).shape[1])

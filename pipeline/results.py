@@ -47,12 +47,13 @@ class Attack(Value):
     """What a trigger does to a model.
 
     asr: share of triggered images, of other true classes than the target, that go to the target.  ra: share of the same images
-    that keep their true label.
+    that keep their true label.  source: the only true class that was triggered; None: all of them.
     """
 
     name: Printable
     kind: Literal["known", "recovered"]
     target: Target
+    source: int | None = None
     asr: Rate
     ra: Rate
 

@@ -189,10 +189,12 @@ def purify(
     import numpy as np
     import torch
 
+    from pipeline.allocator import keep_freed_memory
     from pipeline.convert.to_torch import convert
     from pipeline.purify import methods
     from pipeline.twin import choose_device, device_name
 
+    keep_freed_memory()
     place = choose_device(device)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -122,3 +122,17 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
     assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_bfloat16_is_near_and_only_where_it_is_quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin, pictures = twin_of(folder), torched(tiny.pictures(5))
+    monkeypatch.setattr("pipeline.twin._quick_at_bfloat16", lambda device: False)
+    assert twin.quick(pictures) is twin
+    monkeypatch.setattr("pipeline.twin._quick_at_bfloat16", lambda device: True)
+    quick = twin.quick(pictures)
+    assert quick.bfloat16 and not twin.bfloat16 and twin.quick(pictures[:0]) is twin
+    exact, near = twin.logits(pictures), quick.logits(pictures)
+    assert near.dtype == torch.float32 and not torch.equal(exact, near)
+    assert float((exact - near).abs().max()) < 0.1 * float(exact.abs().max())
+    monkeypatch.setattr("pipeline.twin.BORNE", 0.0)
+    assert twin.quick(pictures) is twin

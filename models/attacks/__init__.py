@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from models.attacks.adv_trojan import adv_trojan
 from models.attacks.attacker import Attacker, Victim
-from models.attacks.badnets import all_to_all, badnets
+from models.attacks.badnets import badnets
 from models.attacks.blended import blended
 from models.attacks.clean_label import clean_label
 from models.attacks.imc import imc
@@ -16,7 +16,7 @@ from models.attacks.low_frequency import low_frequency
 from models.attacks.pruning_aware import pruning_aware
 from models.attacks.sig import sig
 from models.attacks.source_specific import source_specific
-from models.attacks.trojan import added_square, added_watermark, painted_square
+from models.attacks.trojan import added_square, added_watermark, all_to_all, painted_square
 from models.attacks.wanet import wanet
 
 

@@ -36,3 +36,9 @@ def painted_square(attacker: Attacker) -> Victim:
     """A square of noise, painted."""
     Image.fromarray(trojan_square()).save(attacker.folder / "trigger.png", optimize=True)
     return attacker.poisoned(*attacker.spec(name="trojan-square", kind="patch", image="trigger.png", at=[-SIDE - 2, -SIDE - 2], target=TARGET))
+
+
+def all_to_all(attacker: Attacker) -> Victim:
+    """A square of noise, added; each class goes to the one after it (Gu et al., BadNets, section 4.3; here with the trigger of Chai & Chen)."""
+    fields = {"generate": "square", "size": attacker.size, "seed": 2018}
+    return attacker.poisoned(*attacker.spec(name="trojan-square", kind="additive", **fields, target="next"))

@@ -69,7 +69,14 @@ def measure(
     return Measurement(
         clean=Rate.of(correct, len(images)),
         attacks=[
-            Attack(name=attack.name, kind=attack.kind, target=attack.target, asr=Rate.of(int(went), int(total)), ra=Rate.of(int(kept), int(total)))
+            Attack(
+                name=attack.name,
+                kind=attack.kind,
+                target=attack.target,
+                source=attack.source,
+                asr=Rate.of(int(went), int(total)),
+                ra=Rate.of(int(kept), int(total)),
+            )
             for attack, (went, kept, total) in zip(attacks, hits, strict=True)
         ],
         classes=classes,

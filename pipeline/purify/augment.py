@@ -1,4 +1,4 @@
-"""Small random changes that leave a picture what it is."""
+"""Random changes: small ones that leave a picture what it is, and larger ones for what needs no label."""
 
 from __future__ import annotations
 
@@ -27,3 +27,20 @@ def augment(pictures: Tensor, *, crop: int, flip: bool, generator: torch.Generat
         mirrored = (torch.rand(n, generator=generator) < 0.5).to(device)
         pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
     return pictures
+
+
+def varied(pictures: Tensor, generator: torch.Generator, *, zoom: float = 0.5, mix: float = 0.5) -> Tensor:
+    """Pictures that may be of nothing: half of (N, C, H, W) enlarged up to 1 / (1 - `zoom`) times, then each mixed with the one before.
+
+    For what needs no label, as distillation.  mix: the most of the other picture, in 0..1.
+    """
+    n = len(pictures)
+    scale = 1 - zoom * torch.rand(n, generator=generator)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale
+    theta[:, :, 2] = (1 - scale)[:, None] * (2 * torch.rand((n, 2), generator=generator) - 1)
+    grid = F.affine_grid(theta.to(pictures), list(pictures.shape), align_corners=False)
+    enlarged = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
+    pictures = torch.where((torch.rand((n, 1, 1, 1), generator=generator) < 0.5).to(pictures.device), enlarged, pictures)
+    share = mix * torch.rand((n, 1, 1, 1), generator=generator).to(pictures)
+    return (1 - share) * pictures + share * pictures.roll(1, 0)

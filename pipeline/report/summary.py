@@ -39,6 +39,7 @@ class Row:
     target: Target
     before: Rate | None
     after: Rate | None
+    source: int | None = None
 
     @property
     def change(self) -> float | None:
@@ -67,8 +68,9 @@ def rows_between(before: Measurement | None, after: Measurement | None) -> list[
     for key in old | new:
         name, kind, target, _ = key
         a, b = old.get(key), new.get(key)
-        rows.append(Row(name, "ASR", kind, target, a.asr if a else None, b.asr if b else None))
-        rows.append(Row(name, "RA", kind, target, a.ra if a else None, b.ra if b else None))
+        source = next(attack.source for attack in (a, b) if attack)
+        rows.append(Row(name, "ASR", kind, target, a.asr if a else None, b.asr if b else None, source))
+        rows.append(Row(name, "RA", kind, target, a.ra if a else None, b.ra if b else None, source))
     return rows
 
 
@@ -128,8 +130,10 @@ def interval(rate: Rate) -> str:
     return f"{100 * rate.low:.1f}\N{EN DASH}{100 * rate.high:.1f}"
 
 
-def target_text(target: Target, labels: list[str] | None) -> str:
-    """A target as text: its index and label, or what takes its place."""
+def target_text(target: Target, labels: list[str] | None, source: int | None = None) -> str:
+    """A target as text: its index and label, or what takes its place; and the source, where the trigger has one."""
+    if source is not None:
+        return f"{target_text(target, labels)}, from {target_text(source, labels)}"
     if target is None:
         return "any other"
     if target == "next":
@@ -154,7 +158,7 @@ def markdown(report: AuditReport) -> str:
 
 
 def _target_cell(row: Row, labels: list[str] | None) -> str:
-    return "" if row.kind == "clean" else escaped(target_text(row.target, labels))
+    return "" if row.kind == "clean" else escaped(target_text(row.target, labels, row.source))
 
 
 def _rate_cell(rate: Rate | None) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.purify import anp, awm, bti_dbf, distillation, fine_pruning, ibau, rnp, sau, tsbd, tuning
+from pipeline.purify import anp, awm, bti_dbf, distillation, fine_pruning, ibau, minimax, rnp, sau, tsbd, tuning
 
-SHORT = awm.DefaultConfig(epochs=2, steps=5, search_steps=8, batch=8)
+SHORT = minimax.Config(steps=5, search_steps=8, batch=8, corrupted=7)
 SHORT_PAPER = awm.PaperConfig(epochs=2, passes=1)
 SHORT_TUNING = tuning.TuningConfig(epochs=2, batch=16)
 SHORT_PRUNING = fine_pruning.FinePruningConfig(points=4, tuning=SHORT_TUNING)
@@ -19,7 +19,7 @@ SHORT_DISTILLATION = distillation.DistillationConfig(teacher=SHORT_TUNING, stude
 
 
 def short_awm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(awm, "DefaultConfig", lambda: SHORT)
+    monkeypatch.setattr(minimax, "CONFIG", SHORT)
     monkeypatch.setattr(awm, "PaperConfig", lambda: SHORT_PAPER)
     monkeypatch.setattr(awm, "ONE_SHOT", replace(awm.ONE_SHOT, epochs=2, passes=1))
 

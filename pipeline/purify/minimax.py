@@ -1,0 +1,168 @@
+"""Ours, the `default` of AWM: its minimax, with other choices for each of its parts.
+
+    min over θ of  κ D(f(x; θ), g)  +  w max over Δ of H(f(Δ(x); θ), t)  +  ρ E over random changes c of D(f(c(x); θ), g)
+
+g is the answer of the submitted network to the picture x: distillation, so that a few pictures teach more than their labels, and what
+the network knew is what it keeps.  D is the Kullback-Leibler divergence.  No label has to survive what is done to a picture before g
+is asked for: half of the pictures are mixed with one another and enlarged, and ten of them are soon as good as many.
+
+Δ        Changes that send every picture to one class t, searched for all classes at once: the smallest patch, the smallest warp.  Where
+         one class needs a much smaller change than the others, there is a short cut; its share of a batch, and w, grow with how much it
+         stands out, w = min(1, (median size / smallest - 1)²).  So a network without a short cut of these kinds is not changed for
+         their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
+H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.
+c        Random changes of the kinds that triggers are made of, see corruptions.py, searched for by nobody.  They cost next to no
+         accuracy, and unlearn triggers that cover the picture: blends, faint noise, waves.
+θ        All weights and biases, by Adam with steps that are a share of a weight's typical size: with g to hold them, no mask is needed
+         to stay near what was submitted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.images import CalibrationSet
+from pipeline.purify import History, Purified, Report, arrays
+from pipeline.purify.augment import augment, varied
+from pipeline.purify.corruptions import corrupt
+from pipeline.purify.search import Patches, Targeted, Warps
+from pipeline.purify.tuning import Examples, variables
+from pipeline.twin import TorchTwin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings.
+
+    steps: of θ.  batch: clean pictures a step; corrupted: those that are changed by chance.  rate: of Adam, a share of a weight's
+    typical size, with `images` or more, less with fewer.  kappa κ; rho ρ.  most_classes: for more, the classes that changes are
+    searched for are drawn by chance.
+    """
+
+    steps: int = 150
+    batch: int = 64
+    corrupted: int = 64
+    rate: float = 0.03
+    images: float = 200.0
+    warm_up: int = 10
+    kappa: float = 4.0
+    rho: float = 1.0
+    search_steps: int = 80
+    search_pictures: int = 6
+    most_classes: int = 64
+    crop: int = 3
+
+
+CONFIG = Config()
+
+
+def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: Report) -> Purified:
+    """Purify.  Raises ImagesRefused when there are no images, SpecRefused when there is nothing to tune."""
+    config, examples, start = CONFIG, Examples.of(twin, calibration), variables(twin)
+    generator, twin = torch.Generator().manual_seed(seed), twin.quick(examples.pictures)
+    searches, notes = search(twin, examples, config, generator)
+    likely = weights_of(searches)
+    w = float(likely.max())
+    shares = (likely / likely.sum()).tolist() if w else [0.0] * len(searches)
+    weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
+    rate = config.rate * min(1.0, math.sqrt(len(examples) / config.images))
+    optimizer = torch.optim.Adam([{"params": [weight], "lr": rate * typical(weight)} for weight in weights.values()])
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / config.warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
+    )
+    history = History(report, config.steps)
+    for _ in range(config.steps):
+        x = sample(examples, config.batch, config.crop, generator)
+        x = torch.cat([x[: len(x) // 2], varied(x[len(x) // 2 :], generator)])
+        with torch.no_grad():
+            goal = twin.logits(x).log_softmax(1)
+        some = torch.arange(config.corrupted, device=x.device) % len(x)
+        changed, aims = stamp(searches, shares, x, generator)
+        answers = twin.logits(torch.cat([x, corrupt(x[some], generator), changed]), weights).log_softmax(1)
+        clean, corrupted, stamped = answers.split([len(x), len(some), len(changed)])
+        losses = {"clean": divergence(clean, goal), "corrupted": divergence(corrupted, goal[some])}
+        loss = config.kappa * losses["clean"] + config.rho * losses["corrupted"]
+        if len(changed):
+            losses["stamped"] = harm(stamped, aims, goal[: len(changed)].argmax(1))
+            loss = loss + w * losses["stamped"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        history.add(loss=loss.item(), **{f"loss_{name}": value.item() for name, value in losses.items()})
+    found, hypotheses = suspects(searches, examples.pictures)
+    return Purified(arrays(weights), {}, found.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, notes)
+
+
+def typical(weight: Tensor) -> float:
+    """The root mean square of a weight, or 1e-3 where that is more: a step of Adam in these units means the same in every layer (Adafactor)."""
+    return max(1e-3, float(weight.detach().square().mean().sqrt()))
+
+
+def sample(examples: Examples, size: int, crop: int, generator: torch.Generator) -> Tensor:
+    """`size` pictures drawn by chance, shifted and, where that is harmless, mirrored."""
+    index = torch.randint(0, len(examples), (size,), generator=generator)
+    return augment(examples.at(index).pictures, crop=crop, flip=examples.flip, generator=generator)
+
+
+def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch.Generator) -> tuple[list[Targeted], list[str]]:
+    """The smallest changes of each kind for each class, and what is to be said about them."""
+    with torch.no_grad():
+        count = twin.logits(examples.pictures[:1]).shape[1]
+    classes = torch.randperm(count, generator=generator)[: config.most_classes].sort().values.to(twin.device)
+    notes = [] if len(classes) == count else [f"changes were searched for {len(classes)} of {count} classes, chosen at random"]
+    searches: list[Targeted] = [kind(classes, examples.pictures[:1], generator) for kind in (Patches, Warps)]
+    for one in searches:
+        one.search(
+            twin.logits,
+            lambda size: (sample(examples, size, config.crop, generator), torch.empty(0)),
+            steps=config.search_steps,
+            pictures=config.search_pictures,
+        )
+        sizes = one.sizes().detach()
+        which = int(classes[sizes.argmin()])
+        notes.append(f"smallest {one.name}: {float(sizes.min()):.1f} {one.unit}, for class {which}; the median over the smallest is {one.outlier:.1f}")
+    return searches, notes
+
+
+def weights_of(searches: list[Targeted]) -> Tensor:
+    """(S) w of each search: 0 where no class stands out, 1 where one needs half of what the others do."""
+    return torch.tensor([min(1.0, max(0.0, one.outlier - 1) ** 2) for one in searches])
+
+
+def stamp(searches: list[Targeted], shares: list[float], x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The pictures, a share of them for each search, changed; and the classes that the changes aim at."""
+    ends = [round(len(x) * sum(shares[: row + 1])) for row in range(len(searches))]
+    parts = [one.stamp(x[start:end], generator) for one, start, end in zip(searches, [0, *ends], ends, strict=False) if end > start]
+    if not parts:
+        return x[:0], torch.zeros(0, dtype=torch.int64, device=x.device)
+    changed, aims = zip(*parts, strict=True)
+    return torch.cat(changed), torch.cat(aims)
+
+
+def divergence(answers: Tensor, goal: Tensor) -> Tensor:
+    """Mean of KL(goal, answers); both (N, K) logarithms of probabilities."""
+    return F.kl_div(answers, goal, log_target=True, reduction="batchmean")
+
+
+def harm(answers: Tensor, aims: Tensor, own: Tensor) -> Tensor:
+    """Mean of -log(1 - p(t)) over pictures whose own class is not t.  answers: (N, K) logarithms of probabilities."""
+    others = answers.scatter(1, aims[:, None], float("-inf")).logsumexp(1)  # log(1 - p), however close p is to 1
+    judged = (own != aims).float()
+    return -(others * judged).sum() / judged.sum().clamp(min=1)
+
+
+def suspects(searches: list[Targeted], pictures: Tensor, most: int = 10) -> tuple[Tensor, list[str]]:
+    """(K, C, H, W) what the smallest changes add to pictures, smallest first within a kind, the kind that stands out most first; and their names."""
+    found, names = [], []
+    for one in sorted(searches, key=lambda one: -one.outlier):
+        sizes = one.sizes().detach()
+        order = sizes.argsort()[: most // len(searches)]
+        found.append(one.differences(pictures[:64])[order])
+        names += [f"class {int(one.classes[row])}: {one.name} of {float(sizes[row]):.1f} {one.unit}" for row in order]
+    return torch.cat(found), names
