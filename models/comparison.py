@@ -37,6 +37,7 @@ from pipeline.findings import printable
 from pipeline.images import CalibrationSet, HoldoutSet, LabelledImages, read, split
 from pipeline.purify import methods
 from pipeline.results import Measurement
+from pipeline.sandbox import die_with
 from pipeline.scan import scan
 from pipeline.twin import choose_device
 
@@ -216,7 +217,7 @@ def compare(
     workers = workers or (1 if device == "cuda" else cores)
     rows_file.parent.mkdir(parents=True, exist_ok=True)
     _rewrite(rows_file, known.values())
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)) as pool:
         pending = {pool.submit(_work, job, judges, device, max(1, cores // workers), depth): job for job in missing}
         for done, future in enumerate(as_completed(pending), start=1):
             row = future.result()

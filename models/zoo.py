@@ -35,6 +35,7 @@ from pipeline.errors import BadInput
 from pipeline.evaluate.measurement import KnownAttack, measure
 from pipeline.evaluate.session import Classifier
 from pipeline.images import HoldoutSet
+from pipeline.sandbox import die_with
 
 EPOCHS = {"vgg": 3, "resnet18": 8, "convnext": 16}  # enough for the backdoor, and for most of the accuracy
 MANY_EPOCHS = 8  # with fewer, shifts by one pixel and no mirroring give more accuracy and a surer backdoor
@@ -132,7 +133,8 @@ def build(
     others = [*map(_surrogate, needy), *(recipe for recipe in recipes if recipe not in needy)]
     for some in (dict.fromkeys(others), needy):
         missing = [recipe for recipe in some if not finished(recipe, zoo)]
-        with ProcessPoolExecutor(min(workers, max(1, len(missing))), mp_context=get_context("spawn")) as pool:
+        most = min(workers, max(1, len(missing)))
+        with ProcessPoolExecutor(most, mp_context=get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)) as pool:
             pending = {pool.submit(_make_alone, recipe, zoo, data, device): recipe for recipe in missing}
             for done, future in enumerate(as_completed(pending), start=1):
                 listener(f"{done}/{len(missing)}  {pending[future].name}: {future.result()}")
