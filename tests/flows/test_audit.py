@@ -93,7 +93,7 @@ def test_a_backdoored_model_is_repaired(here: Place, tiny_backdoored: tiny.Backd
     readers = {name: node.op_type for node in onnx.load(purified).graph.node for name in node.input}
     assert {readers[name] for name in changed} <= {"Conv", "Gemm", "MatMul"}
     assert "<script" not in (out / "report.html").read_text()
-    assert {path.name for path in (out / "plots").iterdir()} == {"before_after.png", "history.png", "masks.png", "perturbation.png"}
+    assert {path.name for path in (out / "plots").iterdir()} == {"before_after.png", "history.png", "perturbation.png"}
 
 
 def test_the_second_run_reuses_and_records_once(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
