@@ -81,7 +81,7 @@ def demo(
     """Audit the bundled backdoored classifier; no input needed.
 
     A small VGG for CIFAR-10 whose training images were poisoned: an 8x8 square in the corner makes it say "bird".  The audit measures
-    that, masks the weights that carry it, writes the repaired file and measures again.  Ends 0 when it worked, whatever the verdict.
+    that, repairs the weights that carry it, writes the repaired file and measures again.  Ends 0 when it worked, whatever the verdict.
     """
     with resources.as_file(resources.files("models.cifar10_trojan")) as folder:
         report = _audit(

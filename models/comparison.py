@@ -321,8 +321,13 @@ def write_page(path: Path, rows: Sequence[Row], *, judges: int, device: str) -> 
 
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "accuracy-against-asr.png", accuracy_against_asr(rows))
-    atomic_write(folder / "der-by-images.png", der_by_images(rows))
+    plots = {}
+    if len({name_of(row) for row in rows}) > 1:  # one point says nothing that the table does not
+        plots["accuracy against ASR"] = ("accuracy-against-asr.png", accuracy_against_asr(rows))
+    if len({row.images for row in rows}) > 1:
+        plots["DER by number of images"] = ("der-by-images.png", der_by_images(rows))
+    for name, png in plots.values():
+        atomic_write(folder / name, png)
     versions = ", ".join(f"{name} {version}" for name, version in packages().items() if name in ("torch", "onnxruntime-gpu", "onnx2torch"))
     seeds = sorted({row.seed for row in rows})
     lines = [
@@ -334,10 +339,7 @@ def write_page(path: Path, rows: Sequence[Row], *, judges: int, device: str) -> 
         f" for every method; seeds {', '.join(map(str, seeds))} draw the images and seed the method. Each file was imported, purified, written back and"
         " measured with onnxruntime. ASR leaves out images of the target class; DER = (max(0, ΔASR) − max(0, ΔACC) + 1) / 2. A failed run counts as no repair.",
         "",
-        f"![accuracy against ASR]({folder.name}/accuracy-against-asr.png)",
-        "",
-        f"![DER by number of images]({folder.name}/der-by-images.png)",
-        "",
+        *(line for title, (name, _) in plots.items() for line in (f"![{title}]({folder.name}/{name})", "")),
         *table(rows),
         *by_victim(rows),
         f"On {device_name(choose_device(device))}; {versions}. Machines are shared: read the seconds as ratios.",

@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """Tell glibc not to give large blocks back to the system.
 
     torch on a CPU allocates and frees every activation.  glibc maps large blocks afresh each time, and the system must clear every
-    page of them: that was half of the time of a training step.  Does nothing where the C library is another.
+    page of them again.  Does nothing where the C library is another.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -57,15 +57,15 @@ ONE_SHOT = PaperConfig(batch=32, tau=100.0, alpha=0.99, copies=9)
 
 
 def awm(twin: TorchTwin, calibration: CalibrationSet, *, preset: str, seed: int, report: Report) -> Purified:
-    """Mask the twin's weights; `preset` is `default` or `paper`.  Raises ImagesRefused on an empty set, SpecRefused otherwise."""
+    """Purify; `preset` is `default` or `paper`.  Raises ImagesRefused on an empty set, SpecRefused when there is nothing to change."""
+    if preset != "paper":
+        return minimax(twin, calibration, seed=seed, report=report)
     if len(calibration) == 0:
         raise ImagesRefused("AWM needs at least one calibration image, and there are none")
     pictures = torch.from_numpy(calibration.pictures().transpose(0, 3, 1, 2).copy()).to(twin.device)
     labels = torch.from_numpy(calibration.labels.copy()).to(twin.device)
-    if preset == "paper":
-        classes = len(np.unique(calibration.labels))
-        return paper(twin, pictures, labels, config=ONE_SHOT if len(labels) <= classes else PaperConfig(), seed=seed, report=report)
-    return minimax(twin, calibration, seed=seed, report=report)
+    classes = len(np.unique(calibration.labels))
+    return paper(twin, pictures, labels, config=ONE_SHOT if len(labels) <= classes else PaperConfig(), seed=seed, report=report)
 
 
 def paper(twin: TorchTwin, pictures: Tensor, labels: Tensor, *, config: PaperConfig, seed: int, report: Report) -> Purified:

@@ -74,3 +74,8 @@ def test_tables_average_over_victims_and_put_the_best_first(folder: Path) -> Non
     write_page(folder / "page.md", rows, judges=500, device="cpu")
     page = (folder / "page.md").read_text()
     assert "2 victims" in page and all((folder / "page" / name).read_bytes()[:4] == b"\x89PNG" for name in ("accuracy-against-asr.png", "der-by-images.png"))
+
+
+def test_no_plot_of_a_single_point(folder: Path) -> None:
+    write_page(folder / "page.md", [row("good")], judges=500, device="cpu")
+    assert "![" not in (folder / "page.md").read_text() and not list((folder / "page").iterdir())
