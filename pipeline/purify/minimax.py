@@ -4,15 +4,15 @@
 
 g is the answer of the submitted network to the picture x: distillation, so that a few pictures teach more than their labels, and what
 the network knew is what it keeps.  D is the Kullback-Leibler divergence.  No label has to survive what is done to a picture before g
-is asked for: half of the pictures are mixed with one another and enlarged, and ten of them are soon as good as many.
+is asked for: with few pictures, most of a batch is turned, enlarged, recoloured and mixed, and ten of them are soon as good as many.
 
 Δ        Changes that send every picture to one class t, searched for all classes at once: the smallest patch, the smallest warp.  Where
          one class needs a much smaller change than the others, there is a short cut; its share of a batch, and w, grow with how much it
-         stands out, w = min(1, (median size / smallest - 1)²).  So a network without a short cut of these kinds is not changed for
+         stands out, w = min(1.5, (median size / smallest - 1)²).  So a network without a short cut of these kinds is not changed for
          their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
 H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.
-c        Random changes of the kinds that triggers are made of, see corruptions.py, searched for by nobody.  They cost next to no
-         accuracy, and unlearn triggers that cover the picture: blends, faint noise, waves.
+c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few drawn for a picture, the one that moves the
+         answer most.  They cost little accuracy, and unlearn triggers that cover the picture: blends, faint noise, waves, warps.
 θ        All weights and biases, by Adam with steps that are a share of a weight's typical size: with g to hold them, no mask is needed
          to stay near what was submitted.
 """
@@ -39,19 +39,24 @@ from pipeline.twin import TorchTwin
 class Config:
     """Settings.
 
-    steps: of θ.  batch: clean pictures a step; corrupted: those that are changed by chance.  rate: of Adam, a share of a weight's
-    typical size, with `images` or more, less with fewer.  kappa κ; rho ρ.  most_classes: for more, the classes that changes are
-    searched for are drawn by chance.
+    steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each.  varied: the largest
+    share of a batch that is varied, less where more than `enough` images are there for the rest.  rate: of Adam, a share of a weight's
+    typical size, with `images` or more, less with fewer.  kappa κ; rho ρ; most: the largest w.  most_classes: for more, the classes that
+    changes are searched for are drawn by chance.
     """
 
     steps: int = 150
     batch: int = 64
     corrupted: int = 64
-    rate: float = 0.03
-    images: float = 200.0
+    tries: int = 3
+    varied: float = 0.75
+    enough: int = 100
+    rate: float = 0.04
+    images: int = 500
     warm_up: int = 10
     kappa: float = 4.0
     rho: float = 1.0
+    most: float = 1.5
     search_steps: int = 80
     search_pictures: int = 6
     most_classes: int = 64
@@ -66,24 +71,27 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     config, examples, start = CONFIG, Examples.of(twin, calibration), variables(twin)
     generator, twin = torch.Generator().manual_seed(seed), twin.quick(examples.pictures)
     searches, notes = search(twin, examples, config, generator)
-    likely = weights_of(searches)
-    w = float(likely.max())
-    shares = (likely / likely.sum()).tolist() if w else [0.0] * len(searches)
+    worth = weights_of(searches, config.most)
+    w = float(worth.max())
+    shares = (worth / worth.sum()).tolist() if w else [0.0] * len(searches)
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
-    rate = config.rate * min(1.0, math.sqrt(len(examples) / config.images))
+    rate = config.rate * min(1.0, len(examples) / config.images) ** 0.25
     optimizer = torch.optim.Adam([{"params": [weight], "lr": rate * typical(weight)} for weight in weights.values()])
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / config.warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
     )
+    plain = config.batch - round(config.batch * min(config.varied, config.enough / len(examples)))
     history = History(report, config.steps)
     for _ in range(config.steps):
         x = sample(examples, config.batch, config.crop, generator)
-        x = torch.cat([x[: len(x) // 2], varied(x[len(x) // 2 :], generator)])
+        if plain < len(x):
+            x = torch.cat([x[:plain], varied(x[plain:], generator)])
         with torch.no_grad():
             goal = twin.logits(x).log_softmax(1)
-        some = torch.arange(config.corrupted, device=x.device) % len(x)
+        some = torch.arange(config.corrupted, device=x.device) % plain
+        worst = moved_most(twin, weights, x[some], goal[some], config.tries, generator)
         changed, aims = stamp(searches, shares, x, generator)
-        answers = twin.logits(torch.cat([x, corrupt(x[some], generator), changed]), weights).log_softmax(1)
+        answers = twin.logits(torch.cat([x, worst, changed]), weights).log_softmax(1)
         clean, corrupted, stamped = answers.split([len(x), len(some), len(changed)])
         losses = {"clean": divergence(clean, goal), "corrupted": divergence(corrupted, goal[some])}
         loss = config.kappa * losses["clean"] + config.rho * losses["corrupted"]
@@ -130,9 +138,18 @@ def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch
     return searches, notes
 
 
-def weights_of(searches: list[Targeted]) -> Tensor:
-    """(S) w of each search: 0 where no class stands out, 1 where one needs half of what the others do."""
-    return torch.tensor([min(1.0, max(0.0, one.outlier - 1) ** 2) for one in searches])
+def weights_of(searches: list[Targeted], most: float) -> Tensor:
+    """(S) w of each search: 0 where no class stands out, 1 where one needs half of what the others do, and `most` at most."""
+    return torch.tensor([min(most, max(0.0, one.outlier - 1) ** 2) for one in searches])
+
+
+@torch.no_grad()
+def moved_most(twin: TorchTwin, weights: dict[str, Tensor], x: Tensor, goal: Tensor, tries: int, generator: torch.Generator) -> Tensor:
+    """(N, C, H, W) pictures, each in that one of `tries` random changes which moves its answer furthest from its goal (N, K)."""
+    each = torch.arange(len(x), device=x.device).repeat_interleave(tries)
+    changed = corrupt(x[each], generator)
+    distances = F.kl_div(twin.logits(changed, weights).log_softmax(1), goal[each], log_target=True, reduction="none").sum(1)
+    return changed[distances.view(-1, tries).argmax(1) + torch.arange(0, len(each), tries, device=x.device)]
 
 
 def stamp(searches: list[Targeted], shares: list[float], x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

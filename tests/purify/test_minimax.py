@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.purify.augment import varied
 from pipeline.purify.corruptions import KINDS, corrupt, warp
-from pipeline.purify.minimax import harm, stamp, typical, weights_of
+from pipeline.purify.minimax import harm, moved_most, stamp, typical, weights_of
 from pipeline.purify.search import Patches, Targeted, Warps
 
 
@@ -81,11 +81,11 @@ def test_no_search_has_a_share_when_nothing_stands_out() -> None:
     assert len(changed) == len(aims) == 8
 
 
-@pytest.mark.parametrize(("size", "weight"), [(10.0, 0.0), (8.0, 0.0625), (5.0, 1.0), (1.0, 1.0)])
+@pytest.mark.parametrize(("size", "weight"), [(10.0, 0.0), (8.0, 0.0625), (5.0, 1.0), (4.0, 2.25), (1.0, 3.0)])
 def test_weight_grows_with_what_stands_out(size: float, weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Patches(torch.arange(5), torch.zeros(1, 1, 4, 4), generator())
     monkeypatch.setattr(found, "sizes", lambda: torch.tensor([10.0, 10, 10, 12, size]))
-    assert weights_of([found]).tolist() == pytest.approx([weight])
+    assert weights_of([found], 3.0).tolist() == pytest.approx([weight])
 
 
 def test_harm_is_of_the_aim_alone() -> None:
@@ -96,3 +96,29 @@ def test_harm_is_of_the_aim_alone() -> None:
 
 def test_a_step_is_a_share_of_the_typical_size() -> None:
     assert typical(torch.full((3, 3), -2.0)) == pytest.approx(2) and typical(torch.zeros(3)) == pytest.approx(1e-3)
+
+
+def test_of_several_changes_the_one_that_moves_most_is_kept() -> None:
+    """A network that answers by brightness alone: with more tries, pictures are further from the brightness they had."""
+
+    class Brightness:
+        def logits(self, x: Tensor, weights: object = None) -> Tensor:
+            return 20 * torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], 1)
+
+    x = torch.rand((28, 3, 8, 8), generator=generator())
+    goal = Brightness().logits(x).log_softmax(1)
+
+    def distance(tries: int) -> float:
+        worst = moved_most(Brightness(), {}, x, goal, tries, generator())  # type: ignore[arg-type]
+        assert worst.shape == x.shape
+        return float((worst - x).mean((1, 2, 3)).abs().mean())
+
+    assert distance(6) > 1.2 * distance(1)
+
+
+def test_varied_pictures_are_made_of_those_given() -> None:
+    """Whatever is turned, cut and mixed: of one gray comes that gray, but for the tint."""
+    gray = torch.full((6, 1, 8, 8), 0.5)
+    changed = varied(gray, generator())
+    assert float((changed - 0.5).abs().max()) <= 0.2 + 1e-5  # the tint
+    assert torch.equal(varied(gray[:1], generator(3)), varied(gray[:1], generator(3)))
