@@ -4,7 +4,7 @@
 
 g is the answer of the submitted network to the picture x: distillation, so that a few pictures teach more than their labels, and what
 the network knew is what it keeps.  D is the Kullback-Leibler divergence.  No label has to survive what is done to a picture before g
-is asked for: with few pictures, most of a batch is turned, enlarged, recoloured and mixed, and ten of them are soon as good as many.
+is asked for: with few pictures, most of a batch is turned, enlarged, recoloured and mixed, and ten of them teach far more than their labels.
 
 Δ        Changes that send every picture to one class t, searched for all classes at once: the smallest patch, the smallest warp.  Where
          one class needs a much smaller change than the others, there is a short cut; its share of a batch, and w, grow with how much it

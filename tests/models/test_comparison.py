@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from math import isnan, nan
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import tiny
 import yaml
 
 from models.comparison import Job, Row, by_victim, compare, load, table, write_page
+
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +86,37 @@ def test_tables_average_over_victims_and_put_the_best_first(folder: Path) -> Non
 def test_no_plot_of_a_single_point(folder: Path) -> None:
     write_page(folder / "page.md", [row("good")], judges=500, device="cpu")
     assert "![" not in (folder / "page.md").read_text() and not list((folder / "page").iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux kills children with their parent")
+def test_workers_die_with_the_command(victim: Path, folder: Path) -> None:
+    """Killed without a chance to clean up, it leaves nobody at work."""
+    command = [sys.executable, "-m", "flows.cli", "bench", "purify", str(victim), "--method", "awm:paper", "--images", "200"]
+    running = subprocess.Popen([*command, "--judges", "200", "--rows", str(folder / "rows.csv"), "--workers", "2"], stderr=subprocess.DEVNULL)
+    try:
+        workers = until(lambda: [pid for pid in children(running.pid) if "spawn_main" in command_line(pid)])
+    finally:
+        running.kill()
+        running.wait()
+    until(lambda: not any(map(command_line, workers)))
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command_line(pid: int) -> str:
+    """Empty when there is no such process any more."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def until(done: Callable[[], T], seconds: float = 60) -> T:
+    """Ask until the answer is true, and return it."""
+    end = time.monotonic() + seconds
+    while not (answer := done()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return answer
