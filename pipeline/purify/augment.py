@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.purify.chance import each, some, uniform
+
 
 def augment(pictures: Tensor, *, crop: int, flip: bool, generator: torch.Generator) -> Tensor:
     """Shift each of (N, C, H, W) pictures by up to `crop` pixels over a reflected border, and mirror half of them.
@@ -41,7 +43,7 @@ def varied(pictures: Tensor, generator: torch.Generator) -> Tensor:
 def _placed(x: Tensor, generator: torch.Generator) -> Tensor:
     """Turned by up to half a radian, scaled to between 0.9 and 3 times, mirrored half of the time; beyond the border it is reflected."""
     n = len(x)
-    scale, angle = _uniform(n, 0.35, 1.1, generator), _uniform(n, -0.5, 0.5, generator)
+    scale, angle = uniform(n, 0.35, 1.1, generator), uniform(n, -0.5, 0.5, generator)
     mirror = 1.0 - 2.0 * (torch.rand(n, generator=generator) < 0.5)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 0, 1] = scale * angle.cos() * mirror, -scale * angle.sin()
@@ -55,22 +57,22 @@ def _coloured(x: Tensor, generator: torch.Generator) -> Tensor:
     """Seven in ten with other contrast, tint and brightness; three in ten of those with their channels in another order."""
     n, channels = x.shape[:2]
     mean = x.mean((2, 3), keepdim=True)
-    contrast = (_uniform((n, channels, 1, 1), 0.5, 1.5, generator) * _uniform((n, 1, 1, 1), 0.5, 1.5, generator)).to(x)
-    tint = _uniform((n, channels, 1, 1), -0.2, 0.2, generator).to(x)
+    contrast = (uniform((n, channels, 1, 1), 0.5, 1.5, generator) * each(n, 0.5, 1.5, generator)).to(x)
+    tint = uniform((n, channels, 1, 1), -0.2, 0.2, generator).to(x)
     changed = ((x - mean) * contrast + mean + tint).clamp(0, 1)
     order = torch.rand((n, channels), generator=generator).argsort(1).to(x.device)
     reordered = changed.gather(1, order[:, :, None, None].expand_as(changed))
-    changed = torch.where(_share(n, 0.3, generator).to(x.device), reordered, changed)
-    return torch.where(_share(n, 0.7, generator).to(x.device), changed, x)
+    changed = torch.where(some(n, 0.3, generator).to(x.device), reordered, changed)
+    return torch.where(some(n, 0.7, generator).to(x.device), changed, x)
 
 
 def _joined(x: Tensor, generator: torch.Generator) -> Tensor:
     """Four in ten with a rectangle of the one before, four with up to half of it shining through, two alone."""
     n, _, height, width = x.shape
     other = x.roll(1, 0)
-    side = _uniform(n, 0.3, 0.8, generator)
+    side = uniform(n, 0.3, 0.8, generator)
     inside = _interval(side, height, generator)[:, None, :, None] & _interval(side, width, generator)[:, None, None, :]
-    share = _uniform((n, 1, 1, 1), 0.0, 0.5, generator).to(x)
+    share = each(n, 0.0, 0.5, generator).to(x)
     which = torch.rand((n, 1, 1, 1), generator=generator).to(x.device)
     return torch.where(which < 0.4, torch.where(inside.to(x.device), other, x), torch.where(which < 0.8, (1 - share) * x + share * other, x))
 
@@ -80,11 +82,3 @@ def _interval(side: Tensor, length: int, generator: torch.Generator) -> Tensor:
     place = (torch.arange(length) + 0.5)[None] / length
     start = (torch.rand(len(side), generator=generator) * (1 - side))[:, None]
     return (place >= start) & (place < start + side[:, None])
-
-
-def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand(shape, generator=generator)
-
-
-def _share(n: int, share: float, generator: torch.Generator) -> Tensor:
-    return torch.rand((n, 1, 1, 1), generator=generator) < share

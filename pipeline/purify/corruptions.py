@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.purify.chance import each, some
+
 WAVE, SMOOTH, NOISE, BLEND, BEND = (0.05, 0.25), (0.03, 0.15), (0.02, 0.15), (0.05, 0.3), (0.4, 2.0)  # strengths; of a bend in pixels
 DOTS = (0.004, 0.03)  # share of the pixels
 
@@ -26,33 +28,33 @@ def corrupt(pictures: Tensor, generator: torch.Generator) -> Tensor:
 def wave(x: Tensor, generator: torch.Generator) -> Tensor:
     """A sinusoid of any direction, half of them upright or level, half of them gray."""
     n, c, height, width = x.shape
-    frequency, phase = _uniform(n, 0.5, 12, generator), _uniform(n, 0, 2 * math.pi, generator)
+    frequency, phase = each(n, 0.5, 12, generator), each(n, 0, 2 * math.pi, generator)
     level = torch.randint(0, 2, (n, 1, 1, 1), generator=generator) * math.pi / 2
-    angle = torch.where(_coin(n, generator), _uniform(n, 0, math.pi, generator), level)
+    angle = torch.where(some(n, 0.5, generator), each(n, 0, math.pi, generator), level)
     v, u = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     waves = torch.sin(2 * math.pi * frequency * (u * angle.cos() + v * angle.sin()) + phase)
-    colour = torch.where(_coin(n, generator), 1.0, torch.randn((n, c, 1, 1), generator=generator).clamp(-1, 1))
-    return (x + (_uniform(n, *WAVE, generator) * colour * waves).to(x)).clamp(0, 1)
+    colour = torch.where(some(n, 0.5, generator), 1.0, torch.randn((n, c, 1, 1), generator=generator).clamp(-1, 1))
+    return (x + (each(n, *WAVE, generator) * colour * waves).to(x)).clamp(0, 1)
 
 
 def smooth(x: Tensor, generator: torch.Generator) -> Tensor:
     """Clouds of colour: a few random numbers, interpolated."""
     side = int(torch.randint(2, 9, (1,), generator=generator))
     clouds = F.interpolate(torch.randn((*x.shape[:2], side, side), generator=generator), size=x.shape[2:], mode="bicubic", align_corners=True)
-    return (x + (_uniform(len(x), *SMOOTH, generator) * clouds).to(x)).clamp(0, 1)
+    return (x + (each(len(x), *SMOOTH, generator) * clouds).to(x)).clamp(0, 1)
 
 
 def noise(x: Tensor, generator: torch.Generator) -> Tensor:
     """Something on every entry, normal or of one size."""
     values = torch.randn(x.shape, generator=generator)
-    values = torch.where(_coin(len(x), generator), values, values.sign())
-    return (x + (_uniform(len(x), *NOISE, generator) * values).to(x)).clamp(0, 1)
+    values = torch.where(some(len(x), 0.5, generator), values, values.sign())
+    return (x + (each(len(x), *NOISE, generator) * values).to(x)).clamp(0, 1)
 
 
 def blend(x: Tensor, generator: torch.Generator) -> Tensor:
     """Another picture shines through: noise, or one of the others."""
-    alpha = _uniform(len(x), *BLEND, generator).to(x)
-    other = torch.where(_coin(len(x), generator).to(x.device), torch.rand(x.shape, generator=generator).to(x), x.roll(1, 0))
+    alpha = each(len(x), *BLEND, generator).to(x)
+    other = torch.where(some(len(x), 0.5, generator).to(x.device), torch.rand(x.shape, generator=generator).to(x), x.roll(1, 0))
     return (1 - alpha) * x + alpha * other
 
 
@@ -71,9 +73,9 @@ def patch(x: Tensor, generator: torch.Generator) -> Tensor:
 def dots(x: Tensor, generator: torch.Generator) -> Tensor:
     """A few pixels, made brighter or darker, or each channel either."""
     n, _, height, width = x.shape
-    chosen = torch.rand((n, 1, height, width), generator=generator) < _uniform(n, *DOTS, generator)
+    chosen = torch.rand((n, 1, height, width), generator=generator) < each(n, *DOTS, generator)
     one_way = torch.randint(0, 2, (n, 1, 1, 1), generator=generator) * 2.0 - 1
-    change = torch.where(_coin(n, generator), torch.randn(x.shape, generator=generator).sign() / 2, one_way)
+    change = torch.where(some(n, 0.5, generator), torch.randn(x.shape, generator=generator).sign() / 2, one_way)
     return (x + (chosen * change).to(x)).clamp(0, 1)
 
 
@@ -81,7 +83,7 @@ def bend(x: Tensor, generator: torch.Generator) -> Tensor:
     """A smooth warp."""
     side = int(torch.randint(3, 9, (1,), generator=generator))
     field = 2 * torch.rand((len(x), 2, side, side), generator=generator) - 1
-    return warp(x, (_uniform(len(x), *BEND, generator) * field).to(x))
+    return warp(x, (each(len(x), *BEND, generator) * field).to(x))
 
 
 KINDS = (wave, smooth, noise, blend, patch, dots, bend)
@@ -94,14 +96,6 @@ def warp(x: Tensor, field: Tensor) -> Tensor:
     rows, columns = torch.meshgrid(torch.arange(height, device=x.device), torch.arange(width, device=x.device), indexing="ij")
     places = ((columns + flow[:, 0]) / max(1, width - 1), (rows + flow[:, 1]) / max(1, height - 1))
     return F.grid_sample(x, 2 * torch.stack(places, -1) - 1, mode="bilinear", padding_mode="border", align_corners=True)
-
-
-def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand((n, 1, 1, 1), generator=generator)
-
-
-def _coin(n: int, generator: torch.Generator) -> Tensor:
-    return torch.rand((n, 1, 1, 1), generator=generator) < 0.5
 
 
 def _interval(n: int, length: int, generator: torch.Generator) -> Tensor:
