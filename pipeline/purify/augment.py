@@ -34,8 +34,8 @@ def augment(pictures: Tensor, *, crop: int, flip: bool, generator: torch.Generat
 def varied(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures that may be of nothing: (N, C, H, W) turned and enlarged, in other colours, cut into or mixed with the one before.
 
-    For what needs no label, as distillation: so changed, a few pictures teach most of what a network knows (Asano & Saeed, *Extrapolating
-    from a Single Image to a Thousand Classes using Distillation*, ICLR 2023, arXiv 2112.00725).
+    For what needs no label, as distillation, where even one picture, changed so, teaches about others (Asano & Saeed, *Extrapolating from a
+    Single Image to a Thousand Classes using Distillation*, ICLR 2023, arXiv 2112.00725).
     """
     return _joined(_coloured(_placed(pictures, generator), generator), generator)
 

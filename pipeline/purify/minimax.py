@@ -12,7 +12,7 @@ is asked for: with few pictures, most of a batch is turned, enlarged, recoloured
          their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
 H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.
 c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few drawn for a picture, the one that moves the
-         answer most.  They cost little accuracy, and unlearn triggers that cover the picture: blends, faint noise, waves, warps.
+         answer most.  They unlearn triggers that cover the picture, as blends and faint noise, and weaken waves and warps.
 θ        All weights and biases, by Adam with steps that are a share of a weight's typical size: with g to hold them, no mask is needed
          to stay near what was submitted.
 """
