@@ -39,7 +39,30 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
 @operator("Elu")
 def elu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     """x, or alpha (exp(x) - 1) where it is negative."""
+    if alpha == 1 and x.device.type == "cpu" and x.is_floating_point():
+        y: Tensor = QuickElu.apply(x)
+        return y
     return F.elu(x, alpha)
+
+
+class QuickElu(torch.autograd.Function):
+    """ELU of alpha 1 on a processor, with exp(x) - 1 for expm1(x): absolute errors of one rounding, several times quicker.
+
+    torch's own takes 12 ns a number on some processors, where exp takes half of one; it was most of a step of a small network.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        """exp(min(x, 0)) - 1 + max(x, 0)."""
+        y = x.clamp(max=0).exp_().sub_(1).add_(torch.relu(x))
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        """The slope is 1 above 0 and y + 1 below."""
+        y: Tensor = ctx.saved_tensors[0]  # type: ignore[attr-defined]
+        return gradient * (y.clamp(max=0) + 1)
 
 
 @operator("Selu", since=6)
