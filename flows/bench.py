@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -25,14 +25,17 @@ def purify(
     ),
     page: Annotated[Path | None, typer.Option("--page", metavar="FILE.md", help="Write tables and plots.", show_default=False)] = None,
     depth: Annotated[bool, typer.Option("--depth", help="Also: altered triggers, and re-learning from 5 and 50 poisoned samples.")] = False,
+    pruning: Annotated[
+        list[Path] | None, typer.Option("--pruning", metavar="VICTIM", help="On the page: Fine-Pruning's curve on this one. May be given again.")
+    ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device")] = "auto",
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: one a core, and one on CUDA.", show_default=False)] = None,
 ) -> None:
     """Purify every victim by every method with every number of images and seed, each through the file, and compare.
 
-    The same images for every method.  Rows are written as they are made.
+    The same images for every method.  Rows are written as they are made; the page shows all that FILE.csv holds.
     """
-    from models.comparison import Job, Row, compare, name_of, write_page
+    from models.comparison import Job, Row, compare, load, name_of, write_page
     from pipeline.config import METHODS
 
     wanted = [tuple(name.split(":", 1)) if ":" in name else (name, "default") for name in method or METHODS]
@@ -52,9 +55,19 @@ def purify(
 
     found = compare(jobs, rows, judges=judges, device=device, workers=workers, depth=depth, listener=told)
     if page is not None:
-        write_page(page, found, judges=judges, device=device)
+        write_page(page, load(rows), judges=judges, device=device, **_curves(pruning or [], page, judges=judges, device=device))
         typer.echo(page)
     else:
         from models.comparison import table
 
         typer.echo("\n".join(table(found)))
+
+
+def _curves(victims: list[Path], page: Path, *, judges: int, device: str) -> dict[str, Any]:
+    """What the page says of Fine-Pruning's curve on some victims, each shown the same number of images."""
+    from models.pruning_curve import IMAGES, drawn, pruning_curve, section
+
+    if not victims:
+        return {}
+    curves = [pruning_curve(victim, images=IMAGES, judges=judges, seed=0, device=device) for victim in victims]
+    return {"more": section(curves, f"{page.stem}/pruning.png"), "files": {"pruning.png": drawn(curves)}}

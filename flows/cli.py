@@ -101,7 +101,7 @@ def run(
         str | None,
         typer.Option(
             "--method",
-            help="awm, fine-pruning, ft, ft-sam, nad, anp, clp, i-bau, sau, rnp, tsbd or bti-dbf; default: the spec's, else awm.",
+            help="awm, fine-pruning, ft, ft-sam, nad, anp, clp, i-bau, sau, rnp, tsbd, bti-dbf, or auto: the best of several; default: the spec's, else awm.",
             show_default=False,
         ),
     ] = None,

@@ -13,7 +13,7 @@ from pipeline.errors import SpecRefused
 from pipeline.images import InputSpec
 from pipeline.triggers import KINDS, TriggerSpec
 
-Method = Literal["awm", "fine-pruning", "ft", "ft-sam", "nad", "anp", "clp", "i-bau", "sau", "rnp", "tsbd", "bti-dbf"]
+Method = Literal["awm", "fine-pruning", "ft", "ft-sam", "nad", "anp", "clp", "i-bau", "sau", "rnp", "tsbd", "bti-dbf", "auto"]
 METHODS: tuple[Method, ...] = get_args(Method)  # the names of `pipeline.purify.methods()`, for those who must not import torch
 _BRANCH = re.compile(rf"{'|'.join(KINDS)}|str|(constrained-)?int|tuple\[.*\]")  # what pydantic calls the branches of a union, in a location
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -61,6 +61,13 @@ class Config:
     search_pictures: int = 6
     most_classes: int = 64
     crop: int = 3
+    hurt: float = 0.0
+    hurt_pictures: int = 32
+    ascents: int = 3
+    radius: float = 0.2
+    stride: float = 0.2
+    seldom: int = 1
+    beta1: float = 0.01
 
 
 CONFIG = Config()
@@ -69,7 +76,7 @@ CONFIG = Config()
 def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: Report) -> Purified:
     """Purify.  Raises ImagesRefused when there are no images, SpecRefused when there is nothing to tune."""
     config, examples, start = CONFIG, Examples.of(twin, calibration), variables(twin)
-    generator, twin = torch.Generator().manual_seed(seed), twin.quick(examples.pictures)
+    generator = torch.Generator().manual_seed(seed)
     searches, notes = search(twin, examples, config, generator)
     worth = weights_of(searches, config.most)
     w = float(worth.max())
@@ -98,6 +105,16 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         if len(changed):
             losses["stamped"] = harm(stamped, aims, goal[: len(changed)].argmax(1))
             loss = loss + w * losses["stamped"]
+        if config.hurt and len(history.steps) % config.seldom == 0:
+            from pipeline.purify import sau
+
+            sc = sau.Config(ascents=config.ascents, rho=config.radius, step=config.stride, beta1=config.beta1)
+            xs = x[: config.hurt_pictures]
+            shared = sau.adversarial(twin, weights, xs, goal[: len(xs)].argmax(1), sc, generator)
+            with torch.no_grad():
+                wrong = twin.logits(shared).argmax(1)
+            losses["hurt"] = harm(twin.logits(shared, weights).log_softmax(1), wrong, goal[: len(xs)].argmax(1))
+            loss = loss + config.hurt * losses["hurt"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +18,7 @@ import tiny
 import yaml
 
 from models.comparison import Job, Row, by_victim, compare, load, table, write_page
+from models.pruning_curve import drawn, pruning_curve, section
 
 T = TypeVar("T")
 
@@ -47,7 +50,8 @@ def test_rows_are_made_once_and_go_through_the_file(victim: Path, folder: Path) 
     for row in rows:
         assert row.error == "" and row.seconds > 0
         assert row.asr_before > 0.9 and row.acc_before > 0.9
-        assert row.asr < row.asr_before and 0.5 < row.der <= 1
+        assert row.asr <= row.asr_before and 0.4 < row.der <= 1
+    assert rows[0].asr < rows[0].asr_before  # the paper's preset hardly moves so small a network
     assert {shown(row) for row in load(folder / "rows.csv")} == {shown(row) for row in rows}
 
     text = (folder / "rows.csv").read_text()
@@ -71,21 +75,52 @@ def row(method: str, *, victim: str = "one", images: int = 1, **figures: float) 
     return Row(victim=victim, method=method, preset="default", images=images, seed=0, acc_before=0.9, asr_before=1.0, model="", error="", **given)
 
 
-def test_tables_average_over_victims_and_put_the_best_first(folder: Path) -> None:
-    rows = [row("good", der=0.99, asr=0.0), row("good", victim="two", der=0.97, asr=0.04), row("bad", der=0.5, asr=1.0), row("bad", images=50)]
+def test_tables_average_over_what_every_method_ran_on_and_put_the_best_first(folder: Path) -> None:
+    rows = [
+        row("good", der=0.99, asr=0.0),
+        replace(row("good", der=0.97, asr=0.04), seed=1),
+        row("good", victim="two", der=0.6, asr=0.9),
+        row("bad", der=0.5, asr=1.0),
+        row("bad", images=50),
+    ]
     lines = table(rows)
-    assert lines[0] == "### One image a class"
-    assert lines[4] == "| good | 10.0 | 2.0 | 4.0 | 70.0 | 0.980 | – | –, – | 3 | 2 |"
-    assert lines[5].startswith("| bad | 10.0 | 100.0 | 100.0 |")
-    assert "| two | 90.0 / 100.0 | – | 80.0 / 4.0 |" in by_victim(rows)
+    assert lines[0] == "### One image a class" and "over 1 victim." in lines[2]
+    assert lines[6] == "| good | 10.0 | 2.0 | 4.0 | 70.0 | 0.980 | – | –, – | 3 | 2 |"
+    assert lines[7].startswith("| bad | 10.0 | 100.0 | 100.0 |")
+    assert "| two | 90.0 / 100.0 | – | 80.0 / 90.0 |" in by_victim(rows)
     write_page(folder / "page.md", rows, judges=500, device="cpu")
     page = (folder / "page.md").read_text()
     assert "2 victims" in page and all((folder / "page" / name).read_bytes()[:4] == b"\x89PNG" for name in ("accuracy-against-asr.png", "der-by-images.png"))
+    assert [one.victim for one in load(folder / "page" / "rows.csv")] == [one.victim for one in rows]
+
+
+def test_victims_of_different_kinds_are_not_averaged(folder: Path) -> None:
+    for name, rate in (("five", 0.05), ("one", 0.01)):
+        (folder / name).mkdir()
+        (folder / name / "card.json").write_text(json.dumps({"recipe": {"data": "cifar10", "network": "vgg", "rate": rate}}))
+    rows = [row("good", victim=str(folder / "five"), asr=0.2), row("good", victim=str(folder / "one"), asr=0.4)]
+    assert [line for line in table(rows) if line.startswith("###")] == [
+        "### cifar10, vgg, 1 % poisoned: one image a class",
+        "### cifar10, vgg, 5 % poisoned: one image a class",
+    ]
+    assert [line.split(" | ")[2] for line in table(rows) if line.startswith("| good")] == ["40.0", "20.0"]
+    write_page(folder / "page.md", rows, judges=500, device="cpu")
+    assert str(folder) not in (folder / "page" / "rows.csv").read_text()
 
 
 def test_no_plot_of_a_single_point(folder: Path) -> None:
     write_page(folder / "page.md", [row("good")], judges=500, device="cpu")
-    assert "![" not in (folder / "page.md").read_text() and not list((folder / "page").iterdir())
+    assert "![" not in (folder / "page.md").read_text() and [path.name for path in (folder / "page").iterdir()] == ["rows.csv"]
+
+
+def test_the_curve_of_fine_pruning(victim: Path) -> None:
+    curve = pruning_curve(victim, images=60, judges=200, seed=0, device="cpu")
+    counts = [point.pruned for point in curve.points]
+    assert counts[0] == 0 and counts == sorted(set(counts)) and counts[-1] < curve.channels
+    assert curve.points[0].acc > 0.9 and curve.points[0].asr > 0.9 and curve.points[-1].acc < curve.points[0].acc
+    assert curve.stopped.pruned == curve.tuned.pruned and 0 <= curve.tuned.asr <= 1
+    assert drawn([curve])[:4] == b"\x89PNG"
+    assert f"| {victim.name} | {100 * curve.points[0].acc:.1f} / " in "\n".join(section([curve], "page/pruning.png"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux kills children with their parent")

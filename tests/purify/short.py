@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.purify import anp, awm, bti_dbf, distillation, fine_pruning, ibau, minimax, rnp, sau, tsbd, tuning
+from pipeline.purify import anp, auto, awm, bti_dbf, distillation, fine_pruning, ibau, minimax, rnp, sau, tsbd, tuning
 
 SHORT = minimax.Config(steps=5, search_steps=8, batch=8, corrupted=7)
 SHORT_PAPER = awm.PaperConfig(epochs=2, passes=1)
@@ -34,6 +34,13 @@ def short(module: ModuleType, **fewer: Any) -> Callable[[pytest.MonkeyPatch], No
     return change
 
 
+def short_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in auto.CANDIDATES:
+        CONFIGS[method](monkeypatch)
+    monkeypatch.setattr(auto, "CONFIG", SHORT)
+    monkeypatch.setattr(auto, "CONFIG_AUTO", auto.Config(few=2))
+
+
 CONFIGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "awm": short_awm,
     "fine-pruning": lambda monkeypatch: monkeypatch.setattr(fine_pruning, "FinePruningConfig", lambda: SHORT_PRUNING),
@@ -47,4 +54,5 @@ CONFIGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "rnp": short(rnp, epochs=2, batch=16),
     "tsbd": short(tsbd, tuning=SHORT_TUNING),
     "bti-dbf": short(bti_dbf, rounds=1, mask_steps=4, generator_steps=4, unlearning_steps=4, batch=16),
+    "auto": short_auto,
 }

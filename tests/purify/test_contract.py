@@ -24,7 +24,7 @@ from pipeline.purify import Purified, methods
 from pipeline.scan import scan
 from pipeline.twin import TorchTwin
 
-PRUNERS = {"anp", "clp", "rnp"}  # may find nothing that stands out, and then change nothing
+PRUNERS = {"anp", "clp", "rnp", "auto"}  # may find nothing that stands out, and then change nothing
 DATA_FREE = {"clp"}  # looks at no image, and draws nothing at random
 CASES = [(method, preset) for method in methods() for preset in ("default", "paper")]
 
@@ -130,7 +130,7 @@ def test_fewer_images_than_a_batch(n: int, quick: Bench, twin: TorchTwin, sets: 
 
 
 def test_no_images(quick: Bench, twin: TorchTwin, sets: tuple[CalibrationSet, HoldoutSet]) -> None:
-    if quick.method in DATA_FREE:
+    if quick.method in DATA_FREE | {"auto"}:
         kept(quick(twin, sets[0].at(np.arange(0))), twin)
         return
     with pytest.raises(ImagesRefused):
