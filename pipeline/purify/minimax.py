@@ -1,6 +1,7 @@
 """Ours, the `default` of AWM: its minimax, with other choices for each of its parts.
 
     min over θ of  κ D(f(x; θ), g)  +  w max over Δ of H(f(Δ(x); θ), t)  +  ρ E over random changes c of D(f(c(x); θ), g)
+                   +  ν H(f(x + ε; θ), ỹ)
 
 g is the answer of the submitted network to the picture x: distillation, so that a few pictures teach more than their labels, and what
 the network knew is what it keeps.  D is the Kullback-Leibler divergence.  No label has to survive what is done to a picture before g
@@ -13,6 +14,9 @@ is asked for: with few pictures, most of a batch is turned, enlarged, recoloured
 H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.
 c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few drawn for a picture, the one that moves the
          answer most.  They unlearn triggers that cover the picture, as blends and faint noise, and weaken waves and warps.
+ε        For each picture the strong noise that fools the submitted network and the one in repair alike, and ỹ, what the submitted one
+         takes it for: the shared adversarial pictures of SAU (sau.py), with its outer term alone.  They unlearn triggers that were made
+         for the network or for each picture, which are neither small nor like anything that is drawn by chance.
 θ        All weights and biases, by Adam with steps that are a share of a weight's typical size: with g to hold them, no mask is needed
          to stay near what was submitted.
 """
@@ -30,44 +34,43 @@ from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
 from pipeline.purify.augment import augment, varied
 from pipeline.purify.corruptions import corrupt
+from pipeline.purify.sau import Config as Ascent
+from pipeline.purify.sau import adversarial
 from pipeline.purify.search import Patches, Targeted, Warps
 from pipeline.purify.tuning import Examples, variables
 from pipeline.twin import TorchTwin
+
+ASCENT = Ascent(ascents=3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings.
 
-    steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each.  varied: the largest
-    share of a batch that is varied, less where more than `enough` images are there for the rest.  rate: of Adam, a share of a weight's
-    typical size, with `images` or more, less with fewer.  kappa κ; rho ρ; most: the largest w.  most_classes: for more, the classes that
-    changes are searched for are drawn by chance.
+    steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each; shared: those for
+    which ε is sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to 0 with `images`.  rate: of
+    Adam, a share of a weight's typical size.  kappa κ; rho ρ; nu ν; most: the largest w.  rate, rho and nu are with `images` or more,
+    and less with fewer.  most_classes: for more, the classes that changes are searched for are drawn by chance.
     """
 
     steps: int = 150
     batch: int = 64
     corrupted: int = 64
     tries: int = 3
+    shared: int = 32
+    ascent: Ascent = ASCENT
     varied: float = 0.75
-    enough: int = 100
     rate: float = 0.04
     images: int = 500
     warm_up: int = 10
-    kappa: float = 4.0
-    rho: float = 1.0
+    kappa: float = 6.0
+    rho: float = 2.0
+    nu: float = 0.5
     most: float = 1.5
     search_steps: int = 80
     search_pictures: int = 6
     most_classes: int = 64
     crop: int = 3
-    hurt: float = 0.0
-    hurt_pictures: int = 32
-    ascents: int = 3
-    radius: float = 0.2
-    stride: float = 0.2
-    seldom: int = 1
-    beta1: float = 0.01
 
 
 CONFIG = Config()
@@ -82,12 +85,13 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     w = float(worth.max())
     shares = (worth / worth.sum()).tolist() if w else [0.0] * len(searches)
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
-    rate = config.rate * min(1.0, len(examples) / config.images) ** 0.25
+    plenty = min(1.0, len(examples) / config.images)
+    rate, rho, nu = config.rate * plenty**0.25, config.rho * plenty**0.25, config.nu * plenty**0.5
     optimizer = torch.optim.Adam([{"params": [weight], "lr": rate * typical(weight)} for weight in weights.values()])
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / config.warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
     )
-    plain = config.batch - round(config.batch * min(config.varied, config.enough / len(examples)))
+    plain = config.batch - round(config.batch * config.varied * (1 - plenty))
     history = History(report, config.steps)
     for _ in range(config.steps):
         x = sample(examples, config.batch, config.crop, generator)
@@ -98,23 +102,18 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         some = torch.arange(config.corrupted, device=x.device) % plain
         worst = moved_most(twin, weights, x[some], goal[some], config.tries, generator)
         changed, aims = stamp(searches, shares, x, generator)
-        answers = twin.logits(torch.cat([x, worst, changed]), weights).log_softmax(1)
-        clean, corrupted, stamped = answers.split([len(x), len(some), len(changed)])
-        losses = {"clean": divergence(clean, goal), "corrupted": divergence(corrupted, goal[some])}
-        loss = config.kappa * losses["clean"] + config.rho * losses["corrupted"]
-        if len(changed):
-            losses["stamped"] = harm(stamped, aims, goal[: len(changed)].argmax(1))
-            loss = loss + w * losses["stamped"]
-        if config.hurt and len(history.steps) % config.seldom == 0:
-            from pipeline.purify import sau
-
-            sc = sau.Config(ascents=config.ascents, rho=config.radius, step=config.stride, beta1=config.beta1)
-            xs = x[: config.hurt_pictures]
-            shared = sau.adversarial(twin, weights, xs, goal[: len(xs)].argmax(1), sc, generator)
-            with torch.no_grad():
-                wrong = twin.logits(shared).argmax(1)
-            losses["hurt"] = harm(twin.logits(shared, weights).log_softmax(1), wrong, goal[: len(xs)].argmax(1))
-            loss = loss + config.hurt * losses["hurt"]
+        deceived = adversarial(twin, weights, x[: config.shared], goal[: config.shared].argmax(1), config.ascent, generator)
+        with torch.no_grad():
+            wrong = twin.logits(deceived).argmax(1)
+        answers = twin.logits(torch.cat([x, worst, changed, deceived]), weights).log_softmax(1)
+        clean, corrupted, stamped, fooled = answers.split([len(x), len(some), len(changed), len(deceived)])
+        losses = {
+            "clean": divergence(clean, goal),
+            "corrupted": divergence(corrupted, goal[some]),
+            "shared": harm(fooled, wrong, goal[: len(wrong)].argmax(1)),
+            "stamped": harm(stamped, aims, goal[: len(aims)].argmax(1)),
+        }
+        loss = config.kappa * losses["clean"] + rho * losses["corrupted"] + nu * losses["shared"] + w * losses["stamped"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
