@@ -8,6 +8,7 @@ import torch
 from harness import check, random
 
 from pipeline.convert.operators import implementation, load
+from pipeline.convert.operators.activations import QuickElu, elu
 from pipeline.errors import ConversionFailed
 
 load()
@@ -99,3 +100,10 @@ def test_dropout_refuses_to_train() -> None:
     with pytest.raises(ConversionFailed, match="training mode"):
         dropout(torch.ones(3), torch.tensor(0.5), torch.tensor(True), outputs=1)
     assert dropout(torch.ones(3), torch.tensor(0.0), torch.tensor(True), outputs=1).tolist() == [1, 1, 1]
+
+
+def test_the_quick_elu_is_the_elu() -> None:
+    """To one rounding of a number near 1, with first and second derivatives."""
+    x = torch.randn(50, dtype=torch.double, requires_grad=True)
+    assert torch.allclose(elu(x), torch.nn.functional.elu(x), rtol=0, atol=1e-15)
+    assert torch.autograd.gradcheck(QuickElu.apply, (x,)) and torch.autograd.gradgradcheck(QuickElu.apply, (x,))
