@@ -12,7 +12,7 @@ from pipeline.convert.operators.activations import elu
 from pipeline.errors import BadInput
 
 
-class _ELU(nn.ELU):
+class ELU(nn.ELU):
     """ELU, quickly; torch's own where it is exported, so that the file has the operator."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class SmallVGG(nn.Module):
         before = channels
         for after in (width, 2 * width, 4 * width):
             for _ in range(2):
-                layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), _ELU()]
+                layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), ELU()]
                 before = after
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
