@@ -16,6 +16,7 @@ class ELU(nn.ELU):
     """ELU, quickly; torch's own where it is exported, so that the file has the operator."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
         return super().forward(x) if torch.onnx.is_in_onnx_export() else elu(x)
 
 
