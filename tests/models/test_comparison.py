@@ -50,8 +50,7 @@ def test_rows_are_made_once_and_go_through_the_file(victim: Path, folder: Path) 
     for row in rows:
         assert row.error == "" and row.seconds > 0
         assert row.asr_before > 0.9 and row.acc_before > 0.9
-        assert row.asr <= row.asr_before and 0.4 < row.der <= 1
-    assert rows[0].asr < rows[0].asr_before  # the paper's preset hardly moves so small a network
+        assert row.asr < row.asr_before and 0.5 < row.der <= 1
     assert {shown(row) for row in load(folder / "rows.csv")} == {shown(row) for row in rows}
 
     text = (folder / "rows.csv").read_text()

@@ -24,7 +24,7 @@ from pipeline.purify import Purified, methods
 from pipeline.scan import scan
 from pipeline.twin import TorchTwin
 
-PRUNERS = {"anp", "clp", "rnp", "auto"}  # may find nothing that stands out, and then change nothing
+PRUNERS = {"anp", "clp", "rnp"}  # may find nothing that stands out, and then change nothing
 DATA_FREE = {"clp"}  # looks at no image, and draws nothing at random
 CASES = [(method, preset) for method in methods() for preset in ("default", "paper")]
 
