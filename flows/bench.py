@@ -35,7 +35,8 @@ def purify(
 
     The same images for every method.  Rows are written as they are made; the page shows all that FILE.csv holds.
     """
-    from models.comparison import Job, Row, compare, load, name_of, write_page
+    from models.comparison import Job, Row, compare, load, name_of
+    from models.comparison_page import table, write_page
     from pipeline.config import METHODS
 
     wanted = [tuple(name.split(":", 1)) if ":" in name else (name, "default") for name in method or METHODS]
@@ -58,8 +59,6 @@ def purify(
         write_page(page, load(rows), judges=judges, device=device, **_curves(pruning or [], page, judges=judges, device=device))
         typer.echo(page)
     else:
-        from models.comparison import table
-
         typer.echo("\n".join(table(found)))
 
 

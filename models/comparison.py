@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
-from math import ceil, isnan, nan
+from math import isnan, nan
 from multiprocessing import get_context
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +84,11 @@ class Row:
     def job(self) -> Job:
         """What was to be made."""
         return Job(self.victim, self.method, self.preset, self.images, self.seed)
+
+
+def name_of(row: Row) -> str:
+    """A method by name, with its preset where that is not the default."""
+    return row.method if row.preset == "default" else f"{row.method} ({row.preset})"
 
 
 def der(before: Measurement, after: Measurement) -> float:
@@ -222,7 +224,7 @@ def compare(
     cores = len(os.sched_getaffinity(0))
     workers = workers or (1 if device == "cuda" else cores)
     rows_file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(rows_file, _csv(known.values()))
+    atomic_write(rows_file, to_csv(known.values()))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)) as pool:
         pending = {pool.submit(_work, job, judges, device, max(1, cores // workers), depth): job for job in missing}
         for done, future in enumerate(as_completed(pending), start=1):
@@ -249,183 +251,10 @@ def _append(path: Path, row: Row) -> None:
         csv.DictWriter(file, [field.name for field in fields(Row)]).writerow(asdict(row))
 
 
-def _csv(rows: Iterable[Row]) -> bytes:
+def to_csv(rows: Iterable[Row]) -> bytes:
+    """The rows as they lie in a file."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, [field.name for field in fields(Row)])
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     return text.getvalue().encode()
-
-
-# The page
-
-
-FIGURES = ("asr", "ra", "der", "altered", "relearnt_5", "relearnt_50", "seconds")
-
-
-def _percent(share: float) -> str:
-    return "–" if isnan(share) else f"{100 * share:.1f}"
-
-
-def name_of(row: Row) -> str:
-    """A method by name, with its preset where that is not the default."""
-    return row.method if row.preset == "default" else f"{row.method} ({row.preset})"
-
-
-def group_of(victim: str) -> str:
-    """What a victim is compared with: data set, network and poison rate, as its card says; "" where it has none."""
-    try:
-        recipe = json.loads((Path(victim) / "card.json").read_text())["recipe"]
-        return f"{recipe['data']}, {recipe['network']}, {100 * recipe['rate']:g} % poisoned"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def sections(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """Title and rows of each group of victims with each number of images."""
-    for group in sorted({group_of(row.victim) for row in rows}):
-        for images in sorted({row.images for row in rows if group_of(row.victim) == group}):
-            size = "one image a class" if images == ONE_A_CLASS else f"{images} images"
-            yield f"{group}: {size}" if group else size.capitalize(), [row for row in rows if group_of(row.victim) == group and row.images == images]
-
-
-def comparable(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Method -> its rows, on the victims that every method was run on."""
-    names = {name_of(row) for row in rows}
-    on = set.intersection(*({row.victim for row in rows if name_of(row) == name} for name in names))
-    return {name: [row for row in rows if name_of(row) == name and row.victim in on] for name in sorted(names)} if on else {}
-
-
-def mean(rows: Sequence[Row], figure: Callable[[Row], float]) -> float:
-    """The mean over victims of the mean over seeds."""
-    return statistics.mean(statistics.mean(figure(row) for row in rows if row.victim == victim) for victim in {row.victim for row in rows})
-
-
-def table(rows: Sequence[Row]) -> list[str]:
-    """Markdown: for each group of victims and number of images the means of each method over the victims that all were run on, best DER first."""
-    lines = []
-    for title, some in sections(rows):
-        methods = comparable(some)
-        victims = {row.victim for of_method in methods.values() for row in of_method}
-        lines += [
-            f"### {title}",
-            "",
-            f"Means over {len(victims)} victim{'s' * (len(victims) != 1)}.",
-            "",
-            "| method | accuracy lost, points | ASR % | worst ASR % | RA % | DER | altered % | re-learnt from 5, 50 % | seconds | runs |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-        ]
-        for name, of_method in sorted(methods.items(), key=lambda entry: -mean(entry[1], lambda row: row.der)):
-            lost = mean(of_method, lambda row: 100 * (row.acc_before - row.acc))
-            means = {figure: mean(of_method, attrgetter(figure)) for figure in FIGURES}
-            failed = sum(bool(row.error) for row in of_method)
-            runs = f"{len(of_method)}" + (f", {failed} failed" if failed else "")
-            lines.append(
-                f"| {name} | {lost:.1f} | {100 * means['asr']:.1f} | {100 * max(row.asr for row in of_method):.1f} | {100 * means['ra']:.1f}"
-                f" | {means['der']:.3f} | {_percent(means['altered'])} | {_percent(means['relearnt_5'])}, {_percent(means['relearnt_50'])}"
-                f" | {means['seconds']:.0f} | {runs} |"
-            )
-        lines.append("")
-    return lines
-
-
-def by_victim(rows: Sequence[Row]) -> list[str]:
-    """Markdown: for each group of victims and number of images, ACC / ASR of each method on each victim."""
-    lines = []
-    for title, some in sections(rows):
-        names = sorted({name_of(row) for row in some})
-        lines += [f"### {title}: ACC / ASR % by victim", "", "| victim | submitted | " + " | ".join(names) + " |", "|---|---:|" + "---:|" * len(names)]
-        for victim in sorted({row.victim for row in some}):
-            of_victim = [row for row in some if row.victim == victim]
-            cells = [_pair([row for row in of_victim if name_of(row) == name]) for name in names]
-            lines.append(f"| {Path(victim).name} | {100 * of_victim[0].acc_before:.1f} / {100 * of_victim[0].asr_before:.1f} | " + " | ".join(cells) + " |")
-        lines.append("")
-    return lines
-
-
-def _pair(rows: Sequence[Row]) -> str:
-    if not rows:
-        return "–"
-    return f"{100 * statistics.mean(row.acc for row in rows):.1f} / {100 * statistics.mean(row.asr for row in rows):.1f}"
-
-
-def write_page(path: Path, rows: Sequence[Row], *, judges: int, device: str, more: Sequence[str] = (), files: Mapping[str, bytes] | None = None) -> None:
-    """Tables and plots, as Markdown; the plots and the rows lie beside it, in a folder of its name.  more: further lines, files: that they show."""
-    from pipeline.provenance import packages
-    from pipeline.twin import device_name
-
-    folder = path.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    shown: dict[str, bytes] = {"rows.csv": _csv(replace(row, victim=Path(row.victim).name) for row in rows), **(files or {})}
-    plots = {}
-    if len({name_of(row) for row in rows}) > 1:  # one point says nothing that the table does not
-        plots["accuracy lost against ASR"] = "accuracy-against-asr.png"
-        shown["accuracy-against-asr.png"] = accuracy_against_asr(rows)
-    if len({row.images for row in rows}) > 1:
-        plots["DER by number of images"] = "der-by-images.png"
-        shown["der-by-images.png"] = der_by_images(rows)
-    for name, content in shown.items():
-        atomic_write(folder / name, content)
-    versions = ", ".join(f"{name} {version}" for name, version in packages().items() if name in ("torch", "onnxruntime-gpu", "onnx2torch"))
-    seeds = sorted({row.seed for row in rows})
-    lines = [
-        "# Benchmark of purifiers",
-        "",
-        "Made by `onnx-audit bench purify`; do not edit by hand.",
-        "",
-        f"{len({row.victim for row in rows})} victims; {judges} hold-out images of each judge every run, calibration images are drawn from the others, the same"
-        f" for every method; seeds {', '.join(map(str, seeds))} draw the images and seed the method. Each file was imported, purified, written back and"
-        " measured with onnxruntime. ASR leaves out images of the target class; DER = (max(0, ΔASR) − max(0, ΔACC) + 1) / 2. A failed run counts as no repair."
-        f" Every run is a line of [rows.csv]({folder.name}/rows.csv).",
-        "",
-        *(line for title, name in plots.items() for line in (f"![{title}]({folder.name}/{name})", "")),
-        *table(rows),
-        *by_victim(rows),
-        *more,
-        f"On {device_name(choose_device(device))}; {versions}. Machines are shared: read the seconds as ratios.",
-        "",
-    ]
-    atomic_write(path, "\n".join(lines).encode())
-
-
-def accuracy_against_asr(rows: Sequence[Row]) -> bytes:
-    """A PNG: a panel for each group of victims and number of images, a point for each method: points of accuracy lost against ASR, means as in the table."""
-    from pipeline.report.plots import figure_of
-
-    panels_of = [(title, comparable(some)) for title, some in sections(rows)]
-    names = sorted({name_of(row) for row in rows})
-    height = ceil(len(panels_of) / 2)
-    with figure_of(height=1 + 2.6 * height) as (figure, png):
-        panels = figure.subplots(height, min(2, len(panels_of)), sharey=True, squeeze=False).flat
-        colours = {name: f"C{place % 10}" for place, name in enumerate(names)}
-        for panel, (title, methods) in zip(panels, panels_of, strict=False):
-            for name, some in methods.items():
-                point = (mean(some, lambda row: 100 * (row.acc_before - row.acc)), mean(some, lambda row: 100 * row.asr))
-                panel.scatter(*point, color=colours[name], marker="os^v"[names.index(name) // 10 % 4], s=28)
-                panel.annotate(name, point, xytext=(3, 3), textcoords="offset points", fontsize="xx-small")
-            panel.set_title(title, fontsize="small")
-            panel.set_xlabel("points of accuracy lost")
-            panel.set_ylabel("ASR, %")
-    return png.getvalue()
-
-
-def der_by_images(rows: Sequence[Row]) -> bytes:
-    """A PNG: DER by number of images, a panel for each group of victims, a line for each method, means as in the table."""
-    from pipeline.report.plots import figure_of
-
-    groups = sorted({group_of(row.victim) for row in rows})
-    sizes, names = sorted({row.images for row in rows}), sorted({name_of(row) for row in rows})
-    with figure_of(height=1 + 2.6 * len(groups)) as (figure, png):
-        panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
-        for panel, group in zip(panels, groups, strict=True):
-            for place, name in enumerate(names):
-                by_size = [comparable([row for row in rows if group_of(row.victim) == group and row.images == images]).get(name, []) for images in sizes]
-                points = [(at, mean(some, lambda row: row.der)) for at, some in enumerate(by_size) if some]
-                if points:
-                    panel.plot(*zip(*points, strict=True), marker="os^v"[place // 10 % 4], color=f"C{place % 10}", label=name)
-            panel.set_xticks(range(len(sizes)), ["one a class" if images == ONE_A_CLASS else str(images) for images in sizes])
-            panel.set_title(group, fontsize="small")
-            panel.set_xlabel("calibration images")
-            panel.set_ylabel("DER")
-            panel.legend(fontsize="xx-small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return png.getvalue()

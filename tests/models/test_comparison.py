@@ -17,7 +17,8 @@ import pytest
 import tiny
 import yaml
 
-from models.comparison import Job, Row, by_victim, compare, load, table, write_page
+from models.comparison import Job, Row, compare, load
+from models.comparison_page import by_victim, table, write_page
 from models.pruning_curve import drawn, pruning_curve, section
 
 T = TypeVar("T")
