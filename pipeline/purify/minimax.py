@@ -1,7 +1,7 @@
 """Ours, the `default` of AWM: its minimax, with other choices for each of its parts.
 
     min over θ of  κ D(f(x; θ), g)  +  w max over Δ of H(f(Δ(x); θ), t)  +  ρ E over random changes c of D(f(c(x); θ), g)
-                   +  ξ D(f(s(x); θ), g)  +  ν H(f(x + ε; θ), ỹ)
+                   +  ν H(f(x + ε; θ), ỹ)
 
 g is the answer of the submitted network to the picture x: distillation, so that a few pictures teach more than their labels, and what
 the network knew is what it keeps.  D is the Kullback-Leibler divergence.  No label has to survive what is done to a picture before g
@@ -14,8 +14,6 @@ is asked for: with few pictures, most of a batch is turned, enlarged, recoloured
 H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.
 c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few drawn for a picture, the one that moves the
          answer most.  They unlearn triggers that cover the picture, as blends and faint noise, and weaken waves and warps.
-s        A few small squares for each picture, where and as the submitted network is moved most, see squares.py.  They unlearn what a small
-         thing does to some pictures only, as triggers of one class or of each picture; to see past them costs next to no accuracy.
 ε        For each picture the strong noise that fools the submitted network and the one in repair alike, and ỹ, what the submitted one
          takes it for: the shared adversarial pictures of SAU (sau.py), with its outer term alone.  They unlearn triggers that were made
          for the network or for each picture, which are neither small nor like anything that is drawn by chance.
@@ -39,30 +37,26 @@ from pipeline.purify.corruptions import corrupt
 from pipeline.purify.sau import Config as Ascent
 from pipeline.purify.sau import adversarial
 from pipeline.purify.search import Patches, Targeted, Warps
-from pipeline.purify.squares import Squares, painted
 from pipeline.purify.tuning import Examples, variables
 from pipeline.twin import TorchTwin
 
-ASCENT, SQUARES = Ascent(ascents=3), Squares()
+ASCENT = Ascent(ascents=3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings.
 
-    steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each; painted: those that
-    bear squares; shared: those for which ε is sought, ascent: how.  varied: the share of a batch that is varied with one image, falling
-    to 0 with `images`.  rate: of Adam, a share of a weight's typical size.  kappa κ; rho ρ; xi ξ; nu ν; most: the largest w.  rate, rho,
-    xi and nu are with `images` or more, and less with fewer.  most_classes: for more, the classes that changes are searched for are
-    drawn by chance.
+    steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each; shared: those for
+    which ε is sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to 0 with `images`.  rate: of
+    Adam, a share of a weight's typical size.  kappa κ; rho ρ; nu ν; most: the largest w.  rate, rho and nu are with `images` or more,
+    and less with fewer.  most_classes: for more, the classes that changes are searched for are drawn by chance.
     """
 
     steps: int = 150
     batch: int = 64
     corrupted: int = 64
     tries: int = 3
-    painted: int = 48
-    squares: Squares = SQUARES
     shared: int = 32
     ascent: Ascent = ASCENT
     varied: float = 0.75
@@ -70,8 +64,7 @@ class Config:
     images: int = 500
     warm_up: int = 10
     kappa: float = 6.0
-    rho: float = 1.5
-    xi: float = 2.0
+    rho: float = 2.0
     nu: float = 0.5
     most: float = 1.5
     search_steps: int = 80
@@ -93,7 +86,7 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     shares = (worth / worth.sum()).tolist() if w else [0.0] * len(searches)
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     plenty = min(1.0, len(examples) / config.images)
-    rate, rho, xi, nu = config.rate * plenty**0.25, config.rho * plenty**0.25, config.xi * plenty**0.25, config.nu * plenty**0.5
+    rate, rho, nu = config.rate * plenty**0.25, config.rho * plenty**0.25, config.nu * plenty**0.5
     optimizer = torch.optim.Adam([{"params": [weight], "lr": rate * typical(weight)} for weight in weights.values()])
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / config.warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
@@ -109,21 +102,18 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         some = torch.arange(config.corrupted, device=x.device) % plain
         worst = moved_most(twin, weights, x[some], goal[some], config.tries, generator)
         changed, aims = stamp(searches, shares, x, generator)
-        own = goal.argmax(1)
-        stickered = painted(twin, x[-config.painted :], own[-config.painted :], config.squares, generator)
-        deceived = adversarial(twin, weights, x[: config.shared], own[: config.shared], config.ascent, generator)
+        deceived = adversarial(twin, weights, x[: config.shared], goal[: config.shared].argmax(1), config.ascent, generator)
         with torch.no_grad():
             wrong = twin.logits(deceived).argmax(1)
-        answers = twin.logits(torch.cat([x, worst, stickered, changed, deceived]), weights).log_softmax(1)
-        clean, corrupted, covered, stamped, fooled = answers.split([len(x), len(some), len(stickered), len(changed), len(deceived)])
+        answers = twin.logits(torch.cat([x, worst, changed, deceived]), weights).log_softmax(1)
+        clean, corrupted, stamped, fooled = answers.split([len(x), len(some), len(changed), len(deceived)])
         losses = {
             "clean": divergence(clean, goal),
             "corrupted": divergence(corrupted, goal[some]),
-            "painted": divergence(covered, goal[-config.painted :]),
-            "shared": harm(fooled, wrong, own[: len(wrong)]),
-            "stamped": harm(stamped, aims, own[: len(aims)]),
+            "shared": harm(fooled, wrong, goal[: len(wrong)].argmax(1)),
+            "stamped": harm(stamped, aims, goal[: len(aims)].argmax(1)),
         }
-        loss = config.kappa * losses["clean"] + rho * losses["corrupted"] + xi * losses["painted"] + nu * losses["shared"] + w * losses["stamped"]
+        loss = config.kappa * losses["clean"] + rho * losses["corrupted"] + nu * losses["shared"] + w * losses["stamped"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
