@@ -42,10 +42,10 @@ def sections(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def comparable(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Method -> its rows, on the victims that every method was run on."""
-    names = {name_of(row) for row in rows}
-    on = set.intersection(*({row.victim for row in rows if name_of(row) == name} for name in names))
-    return {name: [row for row in rows if name_of(row) == name and row.victim in on] for name in sorted(names)} if on else {}
+    """Method -> its rows, on the victims that every method was run on; nothing where there is no such victim."""
+    names = sorted({name_of(row) for row in rows})
+    on = [{row.victim for row in rows if name_of(row) == name} for name in names]
+    return {name: some for name in names if (some := [row for row in rows if name_of(row) == name and all(row.victim in ran for ran in on)])}
 
 
 def mean(rows: Sequence[Row], figure: Callable[[Row], float]) -> float:

@@ -104,7 +104,7 @@ def test_victims_of_different_kinds_are_not_averaged(folder: Path) -> None:
         "### cifar10, vgg, 5 % poisoned: one image a class",
     ]
     assert [line.split(" | ")[2] for line in table(rows) if line.startswith("| good")] == ["40.0", "20.0"]
-    write_page(folder / "page.md", rows, judges=500, device="cpu")
+    write_page(folder / "page.md", [*rows, replace(rows[1], images=50)], judges=500, device="cpu")  # a size that one kind alone was given
     assert str(folder) not in (folder / "page" / "rows.csv").read_text()
 
 
