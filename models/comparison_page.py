@@ -110,10 +110,10 @@ def write_page(path: Path, rows: Sequence[Row], *, judges: int, device: str, mor
     folder.mkdir(parents=True, exist_ok=True)
     shown: dict[str, bytes] = {"rows.csv": to_csv(replace(row, victim=Path(row.victim).name) for row in rows), **(files or {})}
     plots = {}
-    if len({name_of(row) for row in rows}) > 1:  # one point says nothing that the table does not
+    if contests(rows):  # one point says nothing that the table does not
         plots["accuracy lost against ASR"] = "accuracy-against-asr.png"
         shown["accuracy-against-asr.png"] = accuracy_against_asr(rows)
-    if len({row.images for row in rows}) > 1:
+    if any(len(sizes_of(rows, group)) > 1 for group in {group_of(row.victim) for row in rows}):
         plots["DER by number of images"] = "der-by-images.png"
         shown["der-by-images.png"] = der_by_images(rows)
     for name, content in shown.items():
@@ -140,39 +140,59 @@ def write_page(path: Path, rows: Sequence[Row], *, judges: int, device: str, mor
     atomic_write(path, "\n".join(lines).encode())
 
 
+def contests(rows: Sequence[Row]) -> list[tuple[str, dict[str, list[Row]]]]:
+    """Title and methods of each group of victims and number of images where several methods were run on the same victims."""
+    return [(title, methods) for title, some in sections(rows) if len(methods := comparable(some)) > 1]
+
+
 def accuracy_against_asr(rows: Sequence[Row]) -> bytes:
     """A PNG: a panel for each group of victims and number of images, a point for each method: points of accuracy lost against ASR, means as in the table."""
     from pipeline.report.plots import figure_of
 
-    panels_of = [(title, comparable(some)) for title, some in sections(rows)]
+    panels_of = contests(rows)
     names = sorted({name_of(row) for row in rows})
     height = ceil(len(panels_of) / 2)
     with figure_of(height=1 + 2.6 * height) as (figure, png):
-        panels = figure.subplots(height, min(2, len(panels_of)), sharey=True, squeeze=False).flat
+        panels = figure.subplots(height, min(2, len(panels_of)), sharey=True, squeeze=False).flatten()
         colours = {name: f"C{place % 10}" for place, name in enumerate(names)}
         for panel, (title, methods) in zip(panels, panels_of, strict=False):
             for name, some in methods.items():
                 point = (mean(some, lambda row: 100 * (row.acc_before - row.acc)), mean(some, lambda row: 100 * row.asr))
                 panel.scatter(*point, color=colours[name], marker="os^v"[names.index(name) // 10 % 4], s=28)
                 panel.annotate(name, point, xytext=(3, 3), textcoords="offset points", fontsize="xx-small")
+            panel.set_xlim(left=min(0.0, panel.get_xlim()[0]))
             panel.set_title(title, fontsize="small")
             panel.set_xlabel("points of accuracy lost")
             panel.set_ylabel("ASR, %")
+        for panel in panels[len(panels_of) :]:
+            panel.set_visible(False)
     return png.getvalue()
 
 
+def sizes_of(rows: Sequence[Row], group: str) -> list[int]:
+    """The numbers of images that victims of a group were given."""
+    return sorted({row.images for row in rows if group_of(row.victim) == group})
+
+
 def der_by_images(rows: Sequence[Row]) -> bytes:
-    """A PNG: DER by number of images, a panel for each group of victims, a line for each method, means as in the table."""
+    """A PNG: DER by number of images, a panel for each group of victims with several, a line for each method, over the victims of all its points."""
     from pipeline.report.plots import figure_of
 
-    groups = sorted({group_of(row.victim) for row in rows})
-    sizes, names = sorted({row.images for row in rows}), sorted({name_of(row) for row in rows})
+    groups = [group for group in sorted({group_of(row.victim) for row in rows}) if len(sizes_of(rows, group)) > 1]
+    names = sorted({name_of(row) for row in rows})
     with figure_of(height=1 + 2.6 * len(groups)) as (figure, png):
         panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
         for panel, group in zip(panels, groups, strict=True):
+            sizes = sizes_of(rows, group)
             for place, name in enumerate(names):
-                by_size = [comparable([row for row in rows if group_of(row.victim) == group and row.images == images]).get(name, []) for images in sizes]
-                points = [(at, mean(some, lambda row: row.der)) for at, some in enumerate(by_size) if some]
+                of_method = [row for row in rows if group_of(row.victim) == group and name_of(row) == name]
+                ran = {row.images: {other.victim for other in of_method if other.images == row.images} for row in of_method}
+                on = set.intersection(*ran.values()) if ran else set()
+                points = [
+                    (sizes.index(images), mean([row for row in of_method if row.images == images and row.victim in on], lambda row: row.der))
+                    for images in sorted(ran)
+                    if on
+                ]
                 if points:
                     panel.plot(*zip(*points, strict=True), marker="os^v"[place // 10 % 4], color=f"C{place % 10}", label=name)
             panel.set_xticks(range(len(sizes)), ["one a class" if images == ONE_A_CLASS else str(images) for images in sizes])
