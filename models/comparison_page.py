@@ -113,7 +113,7 @@ def write_page(path: Path, rows: Sequence[Row], *, judges: int, device: str, mor
     if contests(rows):  # one point says nothing that the table does not
         plots["accuracy lost against ASR"] = "accuracy-against-asr.png"
         shown["accuracy-against-asr.png"] = accuracy_against_asr(rows)
-    if any(len(sizes_of(rows, group)) > 1 for group in {group_of(row.victim) for row in rows}):
+    if by_size(rows):
         plots["DER by number of images"] = "der-by-images.png"
         shown["der-by-images.png"] = der_by_images(rows)
     for name, content in shown.items():
@@ -169,34 +169,43 @@ def accuracy_against_asr(rows: Sequence[Row]) -> bytes:
     return png.getvalue()
 
 
-def sizes_of(rows: Sequence[Row], group: str) -> list[int]:
-    """The numbers of images that victims of a group were given."""
-    return sorted({row.images for row in rows if group_of(row.victim) == group})
+def by_size(rows: Sequence[Row]) -> dict[str, dict[tuple[str, int], list[Row]]]:
+    """Group -> (method, images) -> rows, of methods with several numbers of images, on the victims that all of these ran on with all of them."""
+    found = {}
+    for group in sorted({group_of(row.victim) for row in rows}):
+        sizes: dict[str, set[int]] = {}
+        for row in rows:
+            if group_of(row.victim) == group:
+                sizes.setdefault(name_of(row), set()).add(row.images)
+        points = {
+            (name, images): [row for row in rows if group_of(row.victim) == group and name_of(row) == name and row.images == images]
+            for name, of_method in sorted(sizes.items())
+            if len(of_method) > 1
+            for images in sorted(of_method)
+        }
+        on = set.intersection(*({row.victim for row in some} for some in points.values())) if points else set()
+        if on:
+            found[group] = {point: [row for row in some if row.victim in on] for point, some in points.items()}
+    return found
 
 
 def der_by_images(rows: Sequence[Row]) -> bytes:
-    """A PNG: DER by number of images, a panel for each group of victims with several, a line for each method, over the victims of all its points."""
+    """A PNG: DER by number of images, a panel for each group of victims, a line for each method, all over the same victims."""
     from pipeline.report.plots import figure_of
 
-    groups = [group for group in sorted({group_of(row.victim) for row in rows}) if len(sizes_of(rows, group)) > 1]
+    groups = by_size(rows)
     names = sorted({name_of(row) for row in rows})
     with figure_of(height=1 + 2.6 * len(groups)) as (figure, png):
         panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
-        for panel, group in zip(panels, groups, strict=True):
-            sizes = sizes_of(rows, group)
-            for place, name in enumerate(names):
-                of_method = [row for row in rows if group_of(row.victim) == group and name_of(row) == name]
-                ran = {row.images: {other.victim for other in of_method if other.images == row.images} for row in of_method}
-                on = set.intersection(*ran.values()) if ran else set()
-                points = [
-                    (sizes.index(images), mean([row for row in of_method if row.images == images and row.victim in on], lambda row: row.der))
-                    for images in sorted(ran)
-                    if on
-                ]
-                if points:
-                    panel.plot(*zip(*points, strict=True), marker="os^v"[place // 10 % 4], color=f"C{place % 10}", label=name)
+        for panel, (group, points) in zip(panels, groups.items(), strict=True):
+            sizes = sorted({images for _, images in points})
+            for name in sorted({name for name, _ in points}):
+                line = [(sizes.index(images), mean(some, lambda row: row.der)) for (of, images), some in points.items() if of == name]
+                place = names.index(name)
+                panel.plot(*zip(*line, strict=True), marker="os^v"[place // 10 % 4], color=f"C{place % 10}", label=name)
             panel.set_xticks(range(len(sizes)), ["one a class" if images == ONE_A_CLASS else str(images) for images in sizes])
-            panel.set_title(group, fontsize="small")
+            victims = len({row.victim for some in points.values() for row in some})
+            panel.set_title(", ".join([*([group] if group else []), f"{victims} victim{'s' * (victims != 1)}"]), fontsize="small")
             panel.set_xlabel("calibration images")
             panel.set_ylabel("DER")
             panel.legend(fontsize="xx-small", loc="center left", bbox_to_anchor=(1, 0.5))

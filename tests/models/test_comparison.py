@@ -18,7 +18,7 @@ import tiny
 import yaml
 
 from models.comparison import Job, Row, compare, load
-from models.comparison_page import by_victim, table, write_page
+from models.comparison_page import by_size, by_victim, table, write_page
 from models.pruning_curve import drawn, pruning_curve, section
 
 T = TypeVar("T")
@@ -106,6 +106,13 @@ def test_victims_of_different_kinds_are_not_averaged(folder: Path) -> None:
     assert [line.split(" | ")[2] for line in table(rows) if line.startswith("| good")] == ["40.0", "20.0"]
     write_page(folder / "page.md", [*rows, replace(rows[1], images=50)], judges=500, device="cpu")  # a size that one kind alone was given
     assert str(folder) not in (folder / "page" / "rows.csv").read_text()
+
+
+def test_sizes_are_compared_on_the_same_victims() -> None:
+    rows = [row("good", victim=victim, images=images) for victim, images in (("one", 1), ("one", 500), ("two", 500))]
+    found = by_size([*rows, row("bad", victim="two", images=500)])
+    assert {point: [one.victim for one in some] for point, some in found[""].items()} == {("good", 1): ["one"], ("good", 500): ["one"]}
+    assert not by_size(rows[:1])
 
 
 def test_no_plot_of_a_single_point(folder: Path) -> None:
