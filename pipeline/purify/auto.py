@@ -28,10 +28,11 @@ from pipeline.purify import History, Purified, Purifier, Report
 from pipeline.purify.awm import awm
 from pipeline.purify.clp import clp
 from pipeline.purify.fine_pruning import fine_pruning
-from pipeline.purify.minimax import CONFIG, moved_most, search
+from pipeline.purify.minimax import CONFIG, search
 from pipeline.purify.network import accuracy
 from pipeline.purify.sau import sau
 from pipeline.purify.search import Targeted
+from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import Examples
 from pipeline.twin import TorchTwin
 
@@ -125,13 +126,14 @@ class Jury:
         """What these weights do; None: the submitted ones."""
         generator, pictures, own = torch.Generator().manual_seed(self.seed), self.kept.pictures, self.goal.argmax(1)
         there = [self._sent(search, weights, generator) for search in self.searches]
-        worst = moved_most(self.twin, weights or {}, pictures, self.goal, CONFIG.tries, generator)
+        worst = Trials(CONFIG.tries)(self.twin, weights, pictures, self.goal, generator)
         moved = (self.twin.logits(worst, weights).argmax(1) != own).float().mean()
         return Judged(accuracy(self.twin, pictures, self.kept.labels, weights), sum(there) / len(there), float(moved))
 
     def _sent(self, search: Targeted, weights: dict[str, Tensor] | None, generator: torch.Generator) -> float:
         """The share of pictures of other classes that a search's changes send where they aim."""
-        changed, aims = search.stamp(self.kept.pictures, generator)
-        judged = self.goal.argmax(1) != aims
+        own = self.goal.argmax(1)
+        changed, aims, sources = search.stamp(lambda index: self.kept.pictures[index], own, len(own), generator)
+        judged = sources != aims
         hits = (self.twin.logits(changed, weights).argmax(1) == aims) & judged
         return float(hits.sum() / judged.sum().clamp(min=1))

@@ -24,7 +24,8 @@ c        Random changes of the kinds that triggers are made of, see corruptions.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,10 +34,10 @@ from torch.nn import functional as F
 from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
 from pipeline.purify.augment import augment, varied
-from pipeline.purify.corruptions import corrupt
 from pipeline.purify.sau import Config as Ascent
 from pipeline.purify.sau import adversarial
-from pipeline.purify.search import Patches, Targeted, Warps
+from pipeline.purify.search import Departures, Patches, Pictures, Shifts, Targeted, Warps
+from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import Examples, variables
 from pipeline.twin import TorchTwin
 
@@ -70,6 +71,10 @@ class Config:
     search_steps: int = 80
     search_pictures: int = 6
     most_classes: int = 64
+    most_steps: int = 9
+    least: int = 5
+    views: int = 4
+    averaged: float = 0.4
     crop: int = 3
 
 
@@ -92,35 +97,37 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         optimizer, lambda step: min(1, (step + 1) / config.warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
     )
     plain = config.batch - round(config.batch * config.varied * (1 - plenty))
+    own, trials, mean = classes_of(twin, examples), Trials(config.tries), Mean()
     history = History(report, config.steps)
-    for _ in range(config.steps):
+    for step in range(config.steps):
         x = sample(examples, config.batch, config.crop, generator)
         if plain < len(x):
             x = torch.cat([x[:plain], varied(x[plain:], generator)])
-        with torch.no_grad():
-            goal = twin.logits(x).log_softmax(1)
+        goal = taught(twin, x, config.views, examples.flip)
         some = torch.arange(config.corrupted, device=x.device) % plain
-        worst = moved_most(twin, weights, x[some], goal[some], config.tries, generator)
-        changed, aims = stamp(searches, shares, x, generator)
+        worst = trials(twin, weights, x[some], goal[some], generator)
+        stamped, aims, sources = stamp(searches, shares, config.batch, lambda index: at(examples, index, config.crop, generator), own, generator)
         deceived = adversarial(twin, weights, x[: config.shared], goal[: config.shared].argmax(1), config.ascent, generator)
         with torch.no_grad():
             wrong = twin.logits(deceived).argmax(1)
-        answers = twin.logits(torch.cat([x, worst, changed, deceived]), weights).log_softmax(1)
-        clean, corrupted, stamped, fooled = answers.split([len(x), len(some), len(changed), len(deceived)])
+        answers = twin.logits(torch.cat([x, worst, stamped, deceived]), weights).log_softmax(1)
+        clean, corrupted, there, fooled = answers.split([len(x), len(some), len(stamped), len(deceived)])
         losses = {
             "clean": divergence(clean, goal),
             "corrupted": divergence(corrupted, goal[some]),
             "shared": harm(fooled, wrong, goal[: len(wrong)].argmax(1)),
-            "stamped": harm(stamped, aims, goal[: len(aims)].argmax(1)),
+            "stamped": harm(there, aims, sources),
         }
         loss = config.kappa * losses["clean"] + rho * losses["corrupted"] + nu * losses["shared"] + w * losses["stamped"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
+        if step >= config.steps * (1 - config.averaged):
+            mean.add(weights)
         history.add(loss=loss.item(), **{f"loss_{name}": value.item() for name, value in losses.items()})
     found, hypotheses = suspects(searches, examples.pictures)
-    return Purified(arrays(weights), {}, found.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, notes)
+    return Purified(arrays(mean.weights), {}, found.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, notes)
 
 
 def typical(weight: Tensor) -> float:
@@ -130,52 +137,87 @@ def typical(weight: Tensor) -> float:
 
 def sample(examples: Examples, size: int, crop: int, generator: torch.Generator) -> Tensor:
     """`size` pictures drawn by chance, shifted and, where that is harmless, mirrored."""
-    index = torch.randint(0, len(examples), (size,), generator=generator)
+    return at(examples, torch.randint(0, len(examples), (size,), generator=generator), crop, generator)
+
+
+def at(examples: Examples, index: Tensor, crop: int, generator: torch.Generator) -> Tensor:
+    """The pictures at `index` (N), shifted and, where that is harmless, mirrored."""
     return augment(examples.at(index).pictures, crop=crop, flip=examples.flip, generator=generator)
+
+
+@torch.no_grad()
+def classes_of(twin: TorchTwin, examples: Examples) -> Tensor:
+    """(N) what the submitted network takes the calibration pictures for."""
+    return torch.cat([twin.logits(some).argmax(1) for some in examples.pictures.split(256)])
+
+
+@torch.no_grad()
+def taught(twin: TorchTwin, x: Tensor, views: int, flip: bool) -> Tensor:
+    """(N, K) logarithms of g: the submitted network's answers to a picture seen from several places, in the mean of their probabilities."""
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    height, width = x.shape[2:]
+    places = [(1, 1), (1, 1), (2, 2), (0, 0), (2, 0), (0, 2)][: views if flip else 1]
+    seen = [padded[:, :, top : top + height, left : left + width] for top, left in places]
+    seen = [view.flip(3) if turn % 2 else view for turn, view in enumerate(seen)]
+    return torch.stack(twin.logits(torch.cat(seen)).softmax(1).split(len(x))).mean(0).clamp_min(1e-8).log()
+
+
+@dataclass
+class Mean:
+    """The mean of weights over steps: it is less noisy than the last ones."""
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+
+    @torch.no_grad()
+    def add(self, weights: Mapping[str, Tensor]) -> None:
+        """The weights of another step."""
+        self.count += 1
+        known = self.weights or {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        self.weights = {name: known[name] + (weight - known[name]) / self.count for name, weight in weights.items()}
 
 
 def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch.Generator) -> tuple[list[Targeted], list[str]]:
     """The smallest changes of each kind for each class, and what is to be said about them."""
+    own = classes_of(twin, examples)
     with torch.no_grad():
         count = twin.logits(examples.pictures[:1]).shape[1]
     classes = torch.randperm(count, generator=generator)[: config.most_classes].sort().values.to(twin.device)
     notes = [] if len(classes) == count else [f"changes were searched for {len(classes)} of {count} classes, chosen at random"]
-    searches: list[Targeted] = [kind(classes, examples.pictures[:1], generator) for kind in (Patches, Warps)]
+    some, steps = examples.pictures[:1], torch.arange(1, min(count, config.most_steps + 1), device=twin.device)
+    searches = [Patches(classes, some, generator), Warps(classes, some, generator), Shifts(steps, some, generator, count=count)]
+    sources = classes[(own[None] == classes[:, None]).sum(1) >= config.least]
+    if len(sources) > 1:
+        searches.append(Departures(sources, some, generator))
+
+    def pictures(index: Tensor) -> Tensor:
+        return at(examples, index, config.crop, generator)
+
     for one in searches:
-        one.search(
-            twin.logits,
-            lambda size: (sample(examples, size, config.crop, generator), torch.empty(0)),
-            steps=config.search_steps,
-            pictures=config.search_pictures,
-        )
+        one.search(twin.logits, pictures, own, generator, steps=config.search_steps, each=config.search_pictures)
         sizes = one.sizes().detach()
-        which = int(classes[sizes.argmin()])
-        notes.append(f"smallest {one.name}: {float(sizes.min()):.1f} {one.unit}, for class {which}; the median over the smallest is {one.outlier:.1f}")
+        notes.append(
+            f"smallest {one.name}: {float(sizes.min()):.1f} {one.unit}, {one.aim(int(sizes.argmin()))}; the median over the smallest is {one.outlier:.1f}"
+        )
     return searches, notes
 
 
 def weights_of(searches: list[Targeted], most: float) -> Tensor:
     """(S) w of each search: 0 where no class stands out, 1 where one needs half of what the others do, and `most` at most."""
-    return torch.tensor([min(most, max(0.0, one.outlier - 1) ** 2) for one in searches])
+    return torch.tensor([min(most, max(0.0, one.outlier / one.usual - 1) ** 2) for one in searches])
 
 
-@torch.no_grad()
-def moved_most(twin: TorchTwin, weights: dict[str, Tensor], x: Tensor, goal: Tensor, tries: int, generator: torch.Generator) -> Tensor:
-    """(N, C, H, W) pictures, each in that one of `tries` random changes which moves its answer furthest from its goal (N, K)."""
-    each = torch.arange(len(x), device=x.device).repeat_interleave(tries)
-    changed = corrupt(x[each], generator)
-    distances = F.kl_div(twin.logits(changed, weights).log_softmax(1), goal[each], log_target=True, reduction="none").sum(1)
-    return changed[distances.view(-1, tries).argmax(1) + torch.arange(0, len(each), tries, device=x.device)]
-
-
-def stamp(searches: list[Targeted], shares: list[float], x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The pictures, a share of them for each search, changed; and the classes that the changes aim at."""
-    ends = [round(len(x) * sum(shares[: row + 1])) for row in range(len(searches))]
-    parts = [one.stamp(x[start:end], generator) for one, start, end in zip(searches, [0, *ends], ends, strict=False) if end > start]
+def stamp(
+    searches: list[Targeted], shares: list[float], count: int, pictures: Pictures, own: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """So many pictures, a share of them for each search, changed; the classes that the changes aim at; and those that they are taken for, out of own (M)."""
+    ends = [round(count * sum(shares[: row + 1])) for row in range(len(searches))]
+    parts = [one.stamp(pictures, own, end - start, generator) for one, start, end in zip(searches, [0, *ends], ends, strict=False) if end > start]
     if not parts:
-        return x[:0], torch.zeros(0, dtype=torch.int64, device=x.device)
-    changed, aims = zip(*parts, strict=True)
-    return torch.cat(changed), torch.cat(aims)
+        nothing = own[:0]
+        return pictures(nothing.cpu()), nothing, nothing
+    changed, aims, sources = zip(*parts, strict=True)
+    return torch.cat(changed), torch.cat(aims), torch.cat(sources)
 
 
 def divergence(answers: Tensor, goal: Tensor) -> Tensor:
@@ -197,5 +239,5 @@ def suspects(searches: list[Targeted], pictures: Tensor, most: int = 10) -> tupl
         sizes = one.sizes().detach()
         order = sizes.argsort()[: most // len(searches)]
         found.append(one.differences(pictures[:64])[order])
-        names += [f"class {int(one.classes[row])}: {one.name} of {float(sizes[row]):.1f} {one.unit}" for row in order]
+        names += [f"{one.aim(int(row))}: {one.name} of {float(sizes[row]):.1f} {one.unit}" for row in order]
     return torch.cat(found), names

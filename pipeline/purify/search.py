@@ -17,8 +17,8 @@ from pipeline.purify.corruptions import warp
 
 Network = Callable[[Tensor], Tensor]
 """(N, C, H, W) pictures in 0..1 -> (N, K) logits."""
-Sample = Callable[[int], tuple[Tensor, Tensor]]
-"""How many -> pictures and labels."""
+Pictures = Callable[[Tensor], Tensor]
+"""(N) which -> (N, C, H, W) of the pictures, each changed a little."""
 
 
 @dataclass
@@ -70,6 +70,7 @@ class Targeted(ABC):
     price: float  # λ at the start
     rate: float  # of Adam
     sharpness = 8.0
+    usual = 1.0  # `outlier` of a network without a short cut, where that is far from 1
 
     def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator) -> None:
         """picture: (1, C, H, W), one of those that will be changed."""
@@ -89,24 +90,41 @@ class Targeted(ABC):
     def sizes(self) -> Tensor:
         """(K) how large each change is."""
 
-    def search(self, network: Network, sample: Sample, *, steps: int, pictures: int) -> None:
-        """Minimise L(f(change of x), t) + λ size over the changes of all classes t in one batch.
+    def aims(self, which: Tensor, own: Tensor) -> Tensor:
+        """(N) the class that change `which[i]` aims at on a picture that is taken for class `own[i]`."""
+        return self.classes[which]
 
-        λ grows while a class is reached by nine pictures in ten, and shrinks while it is not, each class for itself.
+    def aim(self, row: int) -> str:
+        """What a change aims at, in words."""
+        return f"to class {int(self.classes[row])}"
+
+    def pick(self, which: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
+        """(N) pictures to make the changes `which` (N) to, out of those that are taken for the classes own (M)."""
+        return torch.randint(0, len(own), (len(which),), generator=generator)
+
+    def missed(self, logits: Tensor, which: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """(N) how far changed pictures are from where they should go, as a loss; and (N) whether they are there."""
+        aims = self.aims(which, own)
+        return F.cross_entropy(logits, aims, reduction="none"), logits.argmax(1) == aims
+
+    def search(self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, each: int) -> None:
+        """Minimise L(f(change of x), t) + λ size over all changes in one batch.
+
+        λ grows while a change does what it should to nine pictures in ten, and shrinks while it does not, each for itself.  own: (M) the
+        classes that the pictures are taken for.  each: pictures a change and step.
         """
         optimizer = torch.optim.Adam(self.parameters, lr=self.rate, betas=(0.5, 0.9))
         price = torch.full((len(self.classes),), self.price, device=self.classes.device)
-        which = torch.arange(len(self.classes), device=self.classes.device).repeat_interleave(pictures)
+        which = torch.arange(len(self.classes), device=self.classes.device).repeat_interleave(each)
         for _ in range(steps):
-            x, _ = sample(pictures)
-            logits = network(self.change(x.repeat(len(self.classes), 1, 1, 1), which))
-            loss = F.cross_entropy(logits, self.classes[which], reduction="none").view(-1, pictures).mean(1)
-            gradients = torch.autograd.grad((loss + price * self.sizes()).sum(), self.parameters)
+            index = self.pick(which, own, generator)
+            logits = network(self.change(pictures(index), which))
+            missed, there = self.missed(logits, which, own[index])
+            gradients = torch.autograd.grad((missed.view(-1, each).mean(1) + price * self.sizes()).sum(), self.parameters)
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-            now = (logits.argmax(1) == self.classes[which]).float().view(-1, pictures).mean(1)
-            self.reached = 0.8 * self.reached + 0.2 * now
+            self.reached = 0.8 * self.reached + 0.2 * there.float().view(-1, each).mean(1)
             price = torch.where(self.reached > 0.9, price * 1.08, price / 1.08).clamp(1e-4, 2.0)
 
     @property
@@ -116,12 +134,13 @@ class Targeted(ABC):
         return float(sizes.quantile(0.5) / sizes.min())
 
     @torch.no_grad()
-    def stamp(self, pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Each picture changed by a change that is drawn for it, and the class (N) that this change aims at."""
+    def stamp(self, pictures: Pictures, own: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """So many pictures, changed by changes that are drawn for them; the classes that these aim at, and those that the pictures are taken for."""
         sizes = self.sizes()
         likely = ((sizes.min() / sizes) ** self.sharpness).cpu()
-        which = torch.multinomial(likely, len(pictures), replacement=True, generator=generator).to(self.classes.device)
-        return self.change(pictures, which), self.classes[which]
+        which = torch.multinomial(likely, count, replacement=True, generator=generator).to(self.classes.device)
+        index = self.pick(which, own, generator)
+        return self.change(pictures(index), which), self.aims(which, own[index]), own[index]
 
     @torch.no_grad()
     def differences(self, pictures: Tensor) -> Tensor:
@@ -148,6 +167,67 @@ class Patches(Targeted):
     def sizes(self) -> Tensor:
         """Pixels that are covered."""
         return self.parameters[0].sigmoid().sum((1, 2, 3))
+
+
+class Shifts(Patches):
+    """Patches that send every picture some classes on: from k to k + s, after the last to the first; all-to-all backdoors have s = 1.
+
+    In place of `classes` stand the steps s, and one of them stands out where there is a short cut.
+    """
+
+    def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator, *, count: int) -> None:
+        """classes: (K) the steps s, from 1.  count: of all classes."""
+        super().__init__(classes, picture, generator)
+        self.count = count
+
+    def aims(self, which: Tensor, own: Tensor) -> Tensor:
+        """(N) the class that lies so many steps behind a picture's own."""
+        return (own + self.classes[which]) % self.count
+
+    def aim(self, row: int) -> str:
+        """How many steps."""
+        return f"to each class + {int(self.classes[row])}"
+
+
+class Departures(Patches):
+    """Patches that take the pictures of one class away from it, wherever they go: source-specific backdoors.
+
+    `classes` are the sources, and there is a change for each that has pictures.  Some classes are never far from another, cats from dogs.
+    """
+
+    usual = 1.75
+
+    def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator) -> None:
+        """classes: (K) the sources."""
+        super().__init__(classes, picture, generator)
+        self.goals = classes.clone()  # where most pictures go
+
+    def aims(self, which: Tensor, own: Tensor) -> Tensor:
+        """(N) the class that most pictures of a source go to."""
+        return self.goals[which]
+
+    def aim(self, row: int) -> str:
+        """From where to where."""
+        return f"from class {int(self.classes[row])} to class {int(self.goals[row])}"
+
+    def pick(self, which: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
+        """(N) pictures of the sources."""
+        there = (own[None] == self.classes[which][:, None]).float().cpu()
+        return torch.multinomial(there, 1, generator=generator)[:, 0]
+
+    def missed(self, logits: Tensor, which: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """-log(1 - p(own class)), and whether another class wins."""
+        return -logits.log_softmax(1).scatter(1, own[:, None], float("-inf")).logsumexp(1), logits.argmax(1) != own
+
+    def search(self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, each: int) -> None:
+        """As all; then see where pictures go."""
+        super().search(network, pictures, own, generator, steps=steps, each=each)
+        which = torch.arange(len(self.classes), device=self.classes.device).repeat_interleave(4 * each)
+        with torch.no_grad():
+            index = self.pick(which, own, generator)
+            logits = network(self.change(pictures(index), which))
+        logits = logits.scatter(1, own[index][:, None], float("-inf"))
+        self.goals = logits.argmax(1).view(-1, 4 * each).mode(1).values
 
 
 class Warps(Targeted):

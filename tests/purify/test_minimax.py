@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.purify.augment import varied
-from pipeline.purify.corruptions import KINDS, corrupt, warp
-from pipeline.purify.minimax import harm, moved_most, stamp, typical, weights_of
-from pipeline.purify.search import Patches, Targeted, Warps
+from pipeline.purify.corruptions import KINDS, Kind, corrupt, warp
+from pipeline.purify.minimax import Mean, harm, stamp, taught, typical, weights_of
+from pipeline.purify.search import Departures, Patches, Shifts, Targeted, Warps
+from pipeline.purify.trials import Trials
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -17,13 +21,26 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("shape", [(9, 3, 32, 32), (3, 1, 8, 8), (1, 3, 5, 7)])
-@pytest.mark.parametrize("kind", [*KINDS, corrupt, varied], ids=lambda kind: kind.__name__)
-def test_a_changed_picture_is_a_picture(kind: object, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("change", [corrupt, varied], ids=lambda change: change.__name__)
+def test_a_changed_picture_is_a_picture(change: Callable[[Tensor, torch.Generator], Tensor], shape: tuple[int, ...]) -> None:
     x = torch.rand(shape, generator=generator())
-    changed = kind(x, generator(1))  # type: ignore[operator]
+    changed = change(x, generator(1))
     assert changed.shape == x.shape and float(changed.min()) >= 0 and float(changed.max()) <= 1
-    assert torch.equal(changed, kind(x, generator(1)))  # type: ignore[operator]
-    assert not torch.equal(changed, kind(x, generator(2))) or len(x) == 1  # type: ignore[operator]
+    assert torch.equal(changed, change(x, generator(1)))
+    assert not torch.equal(changed, change(x, generator(2))) or len(x) == 1
+
+
+@pytest.mark.parametrize("shape", [(9, 3, 32, 32), (3, 1, 8, 8), (1, 3, 5, 7)])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.draw.__name__)
+def test_a_change_is_drawn_once_and_made_to_any_picture(kind: Kind, shape: tuple[int, ...]) -> None:
+    x, other = torch.rand(shape, generator=generator()), torch.rand(shape, generator=generator(9))
+    drawn = kind.draw(x, generator(1))
+    assert all(len(tensor) == len(x) for tensor in drawn)
+    changed = kind.make(x, *drawn)
+    assert changed.shape == x.shape and float(changed.min()) >= 0 and float(changed.max()) <= 1
+    assert torch.equal(changed[-1:], kind.make(x[-1:], *(tensor[-1:] for tensor in drawn))), "a change is of its picture alone"
+    assert kind.make(other, *drawn).shape == x.shape
+    assert not torch.equal(torch.cat([one.flatten() for one in drawn]), torch.cat([one.flatten() for one in kind.draw(x, generator(2))]))
 
 
 def test_a_warp_moves_by_pixels() -> None:
@@ -42,25 +59,69 @@ def short_cut(x: Tensor) -> Tensor:
     return quarters + 20 * x[:, :, 6:, 6:].mean((1, 2, 3))[:, None] ** 3 * torch.tensor([0.0, 0, 1, 0])
 
 
-def searched(kind: type[Targeted], network: object) -> Targeted:
-    draws = generator()
-
-    def sample(size: int) -> tuple[Tensor, Tensor]:
-        return 0.6 * torch.rand((size, 1, 8, 8), generator=draws), torch.empty(0)
-
-    found = kind(torch.arange(4), sample(1)[0], draws)
-    found.search(network, sample, steps=80, pictures=6)  # type: ignore[arg-type]
+def searched(found: Targeted, network: Callable[[Tensor], Tensor]) -> Targeted:
+    """After 80 steps on 200 dark pictures."""
+    x = 0.6 * torch.rand((200, 1, 8, 8), generator=generator(3))
+    found.search(network, lambda index: x[index], network(x).argmax(1), generator(), steps=80, each=6)
     return found
 
 
+EMPTY = torch.zeros(1, 1, 8, 8)
+
+
 def test_a_short_cut_stands_out_and_is_where_it_is() -> None:
-    found = searched(Patches, short_cut)
+    found = searched(Patches(torch.arange(4), EMPTY, generator()), short_cut)
     sizes = found.sizes().detach()
     assert int(sizes.argmin()) == 2 and found.outlier > 1.4
     opacity = found.parameters[0].detach().sigmoid()[2, 0]
     assert float(opacity[6:, 6:].mean()) > 3 * float(opacity.mean())
-    _, aims = found.stamp(torch.rand((64, 1, 8, 8), generator=generator()), generator())
+    x = torch.rand((64, 1, 8, 8), generator=generator())
+    _, aims, _ = found.stamp(lambda index: x[index], torch.zeros(64, dtype=torch.int64), 64, generator())
     assert int(aims.mode().values) == 2
+
+
+def bright(own: Tensor) -> Tensor:
+    """A picture of each class: its quarter is the brightest."""
+    quarters = F.one_hot(own, 4).float().view(-1, 1, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return 0.2 + 0.4 * quarters + 0.1 * torch.rand((len(own), 1, 8, 8), generator=generator(3))
+
+
+def cornered(sources: list[float]) -> Callable[[Tensor], Tensor]:
+    """A network that sees the brightest quarter, the middle of the picture apart; a bright middle turns a share of each source into the next class."""
+
+    def network(x: Tensor) -> Tensor:
+        middle = x[:, :, 3:5, 3:5].mean((1, 2, 3))[:, None]
+        quarters = 30 * torch.stack([x[..., r, c].mean((1, 2, 3)) for r in (slice(0, 3), slice(5, 8)) for c in (slice(0, 3), slice(5, 8))], 1)
+        share = (quarters * 3).softmax(1) * torch.tensor(sources) * middle**3
+        return quarters + 60 * share.roll(1, 1)
+
+    return network
+
+
+def found_by(search: Targeted, network: Callable[[Tensor], Tensor]) -> Targeted:
+    x = bright(torch.arange(200) % 4)
+    assert torch.equal(network(x).argmax(1), torch.arange(200) % 4)
+    search.search(network, lambda index: x[index], torch.arange(200) % 4, generator(), steps=80, each=6)
+    return search
+
+
+def test_a_short_cut_from_each_class_to_the_next_stands_out() -> None:
+    found = found_by(Shifts(torch.arange(1, 4), EMPTY, generator(), count=4), cornered([1, 1, 1, 1]))
+    sizes = found.sizes().detach()
+    assert int(found.classes[sizes.argmin()]) == 1 and found.outlier > 1.4 and found.aim(0) == "to each class + 1"
+    x = torch.rand((64, 1, 8, 8), generator=generator())
+    _, aims, own = found.stamp(lambda index: x[index], torch.arange(64) % 4, 64, generator())
+    assert int(((aims - own) % 4).mode().values) == 1
+
+
+def test_a_short_cut_from_one_class_stands_out() -> None:
+    found = found_by(Departures(torch.arange(4), EMPTY, generator()), cornered([0, 0, 1, 0]))
+    assert isinstance(found, Departures)
+    sizes = found.sizes().detach()
+    assert int(sizes.argmin()) == 2 and found.outlier > 1.4 and found.aim(2) == "from class 2 to class 3"
+    x = torch.rand((64, 1, 8, 8), generator=generator())
+    _, aims, own = found.stamp(lambda index: x[index], torch.arange(64) % 4, 64, generator())
+    assert int(own.mode().values) == 2 and set(aims[own == 2].tolist()) == {3}
 
 
 @pytest.mark.parametrize("kind", [Patches, Warps])
@@ -68,17 +129,18 @@ def test_what_a_change_adds(kind: type[Targeted]) -> None:
     x = torch.rand((5, 3, 8, 8), generator=generator())
     found = kind(torch.arange(3), x[:1], generator())
     assert found.differences(x).shape == (3, 3, 8, 8) and found.sizes().shape == (3,)
-    changed, aims = found.stamp(x, generator())
-    assert changed.shape == x.shape and aims.shape == (5,) and float(changed.min()) >= 0 and float(changed.max()) <= 1
+    changed, aims, own = found.stamp(lambda index: x[index], torch.arange(5) % 3, 5, generator())
+    assert changed.shape == x.shape and aims.shape == own.shape == (5,) and float(changed.min()) >= 0 and float(changed.max()) <= 1
 
 
 def test_no_search_has_a_share_when_nothing_stands_out() -> None:
     x = torch.rand((8, 3, 8, 8), generator=generator())
     searches: list[Targeted] = [Patches(torch.arange(3), x[:1], generator()), Warps(torch.arange(3), x[:1], generator())]
-    changed, aims = stamp(searches, [0.0, 0.0], x, generator())
-    assert len(changed) == len(aims) == 0
-    changed, aims = stamp(searches, [0.25, 0.75], x, generator())
-    assert len(changed) == len(aims) == 8
+    own = torch.arange(8) % 3
+    changed, aims, sources = stamp(searches, [0.0, 0.0], 8, lambda index: x[index], own, generator())
+    assert len(changed) == len(aims) == len(sources) == 0 and changed.shape[1:] == x.shape[1:]
+    changed, aims, sources = stamp(searches, [0.25, 0.75], 8, lambda index: x[index], own, generator())
+    assert len(changed) == len(aims) == len(sources) == 8
 
 
 @pytest.mark.parametrize(("size", "weight"), [(10.0, 0.0), (8.0, 0.0625), (5.0, 1.0), (4.0, 2.25), (1.0, 3.0)])
@@ -98,22 +160,52 @@ def test_a_step_is_a_share_of_the_typical_size() -> None:
     assert typical(torch.full((3, 3), -2.0)) == pytest.approx(2) and typical(torch.zeros(3)) == pytest.approx(1e-3)
 
 
-def test_of_several_changes_the_one_that_moves_most_is_kept() -> None:
-    """A network that answers by brightness alone: with more tries, pictures are further from the brightness they had."""
+class Brightness:
+    """A network that answers by brightness alone."""
 
-    class Brightness:
-        def logits(self, x: Tensor, weights: object = None) -> Tensor:
-            return 20 * torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], 1)
+    def logits(self, x: Tensor, weights: object = None) -> Tensor:
+        return 4 * torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], 1)
 
-    x = torch.rand((28, 3, 8, 8), generator=generator())
+
+def moved(trials: Trials, x: Tensor, draws: torch.Generator) -> float:
+    """How far the changes that are chosen move the brightness."""
     goal = Brightness().logits(x).log_softmax(1)
+    worst = trials(Brightness(), {}, x, goal, draws)  # type: ignore[arg-type]
+    assert worst.shape == x.shape
+    return float((worst - x).mean((1, 2, 3)).abs().mean())
 
-    def distance(tries: int) -> float:
-        worst = moved_most(Brightness(), {}, x, goal, tries, generator())  # type: ignore[arg-type]
-        assert worst.shape == x.shape
-        return float((worst - x).mean((1, 2, 3)).abs().mean())
 
-    assert distance(6) > 1.2 * distance(1)
+def test_of_several_changes_the_one_that_moves_most_is_kept() -> None:
+    x = torch.rand((32, 3, 8, 8), generator=generator())
+    assert moved(Trials(6), x, generator()) > 1.2 * moved(Trials(1), x, generator())
+
+
+def test_what_moved_pictures_of_a_class_is_tried_again() -> None:
+    """With a memory, later pictures are moved further than by the first draws, though each is tried as often."""
+    x = torch.rand((64, 3, 8, 8), generator=generator())
+    draws, remembering = generator(1), Trials(2)
+    rounds = [moved(remembering, x, draws) for _ in range(12)]
+    draws = generator(1)
+    forgetful = [moved(Trials(2), x, draws) for _ in range(12)]
+    assert rounds[0] == pytest.approx(forgetful[0]) and sum(rounds[6:]) > 1.2 * sum(forgetful[6:])
+    assert len(remembering.memory) <= len(KINDS) * 2
+    few = Trials(2, most=3)
+    moved(few, x, generator())
+    assert len(few.memory) == 3
+
+
+def test_a_teacher_sees_a_picture_from_several_places() -> None:
+    x = torch.rand((5, 3, 8, 8), generator=generator())
+    one, many, still = (taught(Brightness(), x, views, flip).exp() for views, flip in ((1, True), (4, True), (4, False)))  # type: ignore[arg-type]
+    assert torch.allclose(one, Brightness().logits(x).softmax(1)) and torch.equal(one, still), "where a mirrored picture is another one, it is not asked about"
+    assert torch.allclose(many.sum(1), torch.ones(5)) and not torch.allclose(many, one)
+
+
+def test_a_mean_is_of_all_steps() -> None:
+    mean = Mean()
+    for value in (1.0, 2.0, 6.0):
+        mean.add({"w": torch.full((2,), value)})
+    assert torch.allclose(mean.weights["w"], torch.full((2,), 3.0))
 
 
 def test_varied_pictures_are_made_of_those_given() -> None:
