@@ -29,8 +29,8 @@ lint: install
 # Purifiers side by side on the zoo; DATA holds cifar10.npz.  Hours on two cores; goes on where it was killed.
 DATA ?= data
 bench: install
-	$(BIN)/onnx-audit zoo build --data $(DATA) --zoo build/zoo
-	$(BIN)/onnx-audit bench purify build/zoo/*pc-s0 --page docs/benchmarks.md
+	$(BIN)/onnx-audit zoo unpack --data $(DATA) --zoo build/zoo
+	$(BIN)/onnx-audit bench purify build/zoo/*-5pc-s1 --page docs/benchmarks.md
 
 # The operator test models of onnx 1.22, ours beside stock onnx2torch.
 bench-operators: install

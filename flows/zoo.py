@@ -9,13 +9,29 @@ import typer
 
 from pipeline.errors import BadInput
 
-zoo = typer.Typer(no_args_is_help=True, help="Train models with known backdoors, and list them.")
+zoo = typer.Typer(no_args_is_help=True, help="Lay out the models with known backdoors that ship, train others, and list them.")
 Folder = Annotated[Path, typer.Option("--zoo", metavar="DIR", help="Where the victims lie, each in a folder of its own.")]
+
+
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="The folder of data sets: cifar10.npz, mnist.npz, gtsrb/.", show_default=False)]
+
+
+@zoo.command()
+def unpack(data: Data, zoo: Folder = Path("zoo")) -> None:
+    """Lay out the victims that ship, one an attack on CIFAR-10, ready for `onnx-audit bench purify` and `onnx-audit run`."""
+    from models import zoo as victims
+
+    try:
+        victims.unpack(zoo, data)
+    except BadInput as error:
+        typer.echo(f"onnx-audit: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    _show(zoo)
 
 
 @zoo.command()
 def build(
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="The folder of data sets: cifar10.npz, mnist.npz, gtsrb/.", show_default=False)],
+    data: Data,
     zoo: Folder = Path("zoo"),
     attack: Annotated[list[str] | None, typer.Option("--attack", help="badnets, wanet, …; may be given again. Default: all.", show_default=False)] = None,
     rate: Annotated[list[float] | None, typer.Option("--rate", help="Share of the training images; may be given again. Default: 0.05.")] = None,

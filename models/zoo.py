@@ -2,6 +2,8 @@
 
 A recipe decides everything, seeds too.  The card is written last: what has one that says the same recipe is finished, and a killed
 build goes on with the others.  The images that judge, all the test images of a data set, lie once beside the victims.
+
+Those that docs/benchmarks.md is about ship, since another processor trains other numbers: `unpack` lays them out, without the images.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -39,6 +42,7 @@ from pipeline.sandbox import die_with
 
 EPOCHS = {"vgg": 3, "resnet18": 8, "convnext": 16}  # enough for the backdoor, and for most of the accuracy
 MANY_EPOCHS = 8  # with fewer, shifts by one pixel and no mirroring give more accuracy and a surer backdoor
+SHIPPED = Path(__file__).with_name("victims")
 SEEDS_OF_SURROGATES = 1000  # added to a victim's seed: the surrogate was trained by somebody else
 
 
@@ -109,6 +113,22 @@ def cards(zoo: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and card of each finished victim, by name."""
     for path in sorted(zoo.glob("*/card.json")):
         yield path.parent.name, json.loads(path.read_text())
+
+
+def unpack(zoo: Path, data: Path) -> list[Path]:
+    """Lay out the victims that ship, and the test images of their data sets, and return their folders; what lies there already stays.
+
+    data: the folder that holds the data sets.  Raises BadInput.
+    """
+    folders = []
+    for name, card in cards(SHIPPED):
+        recipe, folder = Recipe(**card["recipe"]), zoo / name
+        _write_test_images(dataset(recipe.data, data), zoo / f"{recipe.data}-test.npz")
+        if not finished(recipe, zoo):
+            shutil.copytree(SHIPPED / name, folder, ignore=shutil.ignore_patterns("card.json"), dirs_exist_ok=True)
+            atomic_write(folder / "card.json", (SHIPPED / name / "card.json").read_bytes())
+        folders.append(folder)
+    return folders
 
 
 def build(

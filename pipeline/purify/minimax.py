@@ -4,21 +4,25 @@
                    +  ν H(f(x + ε; θ), ỹ)
 
 g is the answer of the submitted network to the picture x: distillation, so that a few pictures teach more than their labels, and what
-the network knew is what it keeps.  D is the Kullback-Leibler divergence.  No label has to survive what is done to a picture before g
-is asked for: with few pictures, most of a batch is turned, enlarged, recoloured and mixed, and ten of them teach far more than their labels.
+the network knew is what it keeps.  It is asked from several places, the picture shifted and, where that is harmless, mirrored, and the
+mean is a little better than any answer alone.  D is the Kullback-Leibler divergence.  No label has to survive what is done to a picture
+before g is asked for: with few pictures, most of a batch is turned, enlarged, recoloured and mixed, and ten of them teach far more than their labels.
 
-Δ        Changes that send every picture to one class t, searched for all classes at once: the smallest patch, the smallest warp.  Where
-         one class needs a much smaller change than the others, there is a short cut; its share of a batch, and w, grow with how much it
-         stands out, w = min(1.5, (median size / smallest - 1)²).  So a network without a short cut of these kinds is not changed for
-         their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
+Δ        Changes that lead astray, each the smallest of its kind (search.py): the patch and the warp that send every picture to one class, for
+         each class; the patch that sends each picture s classes on, for each s; the patch that takes the pictures of one class away from it,
+         for each class.  Where one needs to be much smaller than the others, there is a short cut; its share of a batch, and w, grow with
+         how much it stands out, w = min(1.5, (median size / smallest / what is usual - 1)²).  So a network without a short cut of these
+         kinds is not changed for their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
 H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.
-c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few drawn for a picture, the one that moves the
-         answer most.  They unlearn triggers that cover the picture, as blends and faint noise, and weaken waves and warps.
+c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few tried on a picture, the one that moves the
+         answer most, and one of those that are tried is what last moved a picture of that class most (trials.py).  They unlearn triggers that
+         cover the picture, waves and warps among them, and many that are made for each picture.
 ε        For each picture the strong noise that fools the submitted network and the one in repair alike, and ỹ, what the submitted one
          takes it for: the shared adversarial pictures of SAU (sau.py), with its outer term alone.  They unlearn triggers that were made
          for the network or for each picture, which are neither small nor like anything that is drawn by chance.
 θ        All weights and biases, by Adam with steps that are a share of a weight's typical size: with g to hold them, no mask is needed
-         to stay near what was submitted.
+         to stay near what was submitted.  What is answered is the mean over the last steps (Izmailov et al., *Averaging Weights Leads to
+         Wider Optima*, UAI 2018, arXiv 1803.05407).
 """
 
 from __future__ import annotations
@@ -51,7 +55,9 @@ class Config:
     steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each; shared: those for
     which ε is sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to 0 with `images`.  rate: of
     Adam, a share of a weight's typical size.  kappa κ; rho ρ; nu ν; most: the largest w.  rate, rho and nu are with `images` or more,
-    and less with fewer.  most_classes: for more, the classes that changes are searched for are drawn by chance.
+    and less with fewer.  most_classes: for more, the classes that changes are searched for are drawn by chance; most_steps: the largest s;
+    least: pictures of a class, without which nothing is said about leaving it.  views: places that the submitted network is asked from.
+    averaged: the share of the steps, at the end, whose weights are averaged.
     """
 
     steps: int = 150

@@ -61,8 +61,9 @@ class Targeted(ABC):
 
     A backdoor is a short cut: the change of its target is much smaller than any other, if the kind is the trigger's.  So changes are
     drawn with a probability proportional to size ** -sharpness when pictures are stamped, and `outlier` says how much one stands out.
+    Other hypotheses than one target for all pictures differ in `aims`, and in which pictures they `pick`.
 
-    classes: (K) int64.  reached: (K) share of pictures sent to the class at the end of the search.
+    classes: (K) int64.  reached: (K) share of pictures that went where they should at the end of the search.
     """
 
     name: str  # of the kind
@@ -174,6 +175,8 @@ class Shifts(Patches):
 
     In place of `classes` stand the steps s, and one of them stands out where there is a short cut.
     """
+
+    usual = 1.5
 
     def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator, *, count: int) -> None:
         """classes: (K) the steps s, from 1.  count: of all classes."""
