@@ -200,7 +200,7 @@ def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch
         return at(examples, index, config.crop, generator)
 
     for one in searches:
-        one.search(twin.logits, pictures, own, generator, steps=config.search_steps, each=config.search_pictures)
+        one.search(twin.logits, pictures, own, generator, steps=config.search_steps, count=config.search_pictures)
         sizes = one.sizes().detach()
         notes.append(
             f"smallest {one.name}: {float(sizes.min()):.1f} {one.unit}, {one.aim(int(sizes.argmin()))}; the median over the smallest is {one.outlier:.1f}"

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.purify.chance import each
 from pipeline.purify.corruptions import warp
 
 Network = Callable[[Tensor], Tensor]
 """(N, C, H, W) pictures in 0..1 -> (N, K) logits."""
 Pictures = Callable[[Tensor], Tensor]
 """(N) which -> (N, C, H, W) of the pictures, each changed a little."""
+
+
+EDGE, STEEPNESS, CONTRAST = (-2.0, 0.5), (1.0, 4.0), (1.0, 3.0)  # of a patch that is varied: of the logits of its opacity, and of its pattern
 
 
 @dataclass
@@ -108,24 +112,24 @@ class Targeted(ABC):
         aims = self.aims(which, own)
         return F.cross_entropy(logits, aims, reduction="none"), logits.argmax(1) == aims
 
-    def search(self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, each: int) -> None:
+    def search(self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, count: int) -> None:
         """Minimise L(f(change of x), t) + λ size over all changes in one batch.
 
         λ grows while a change does what it should to nine pictures in ten, and shrinks while it does not, each for itself.  own: (M) the
-        classes that the pictures are taken for.  each: pictures a change and step.
+        classes that the pictures are taken for.  count: pictures a change and step.
         """
         optimizer = torch.optim.Adam(self.parameters, lr=self.rate, betas=(0.5, 0.9))
         price = torch.full((len(self.classes),), self.price, device=self.classes.device)
-        which = torch.arange(len(self.classes), device=self.classes.device).repeat_interleave(each)
+        which = torch.arange(len(self.classes), device=self.classes.device).repeat_interleave(count)
         for _ in range(steps):
             index = self.pick(which, own, generator)
             logits = network(self.change(pictures(index), which))
             missed, there = self.missed(logits, which, own[index])
-            gradients = torch.autograd.grad((missed.view(-1, each).mean(1) + price * self.sizes()).sum(), self.parameters)
+            gradients = torch.autograd.grad((missed.view(-1, count).mean(1) + price * self.sizes()).sum(), self.parameters)
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-            self.reached = 0.8 * self.reached + 0.2 * there.float().view(-1, each).mean(1)
+            self.reached = 0.8 * self.reached + 0.2 * there.float().view(-1, count).mean(1)
             price = torch.where(self.reached > 0.9, price * 1.08, price / 1.08).clamp(1e-4, 2.0)
 
     @property
@@ -141,7 +145,11 @@ class Targeted(ABC):
         likely = ((sizes.min() / sizes) ** self.sharpness).cpu()
         which = torch.multinomial(likely, count, replacement=True, generator=generator).to(self.classes.device)
         index = self.pick(which, own, generator)
-        return self.change(pictures(index), which), self.aims(which, own[index]), own[index]
+        return self.vary(pictures(index), which, generator), self.aims(which, own[index]), own[index]
+
+    def vary(self, pictures: Tensor, which: Tensor, generator: torch.Generator) -> Tensor:
+        """Make change `which[i]` of picture i, or one that is like it."""
+        return self.change(pictures, which)
 
     @torch.no_grad()
     def differences(self, pictures: Tensor) -> Tensor:
@@ -163,6 +171,13 @@ class Patches(Targeted):
     def change(self, pictures: Tensor, which: Tensor) -> Tensor:
         """Paint the patches."""
         opacity, pattern = (parameter.sigmoid()[which] for parameter in self.parameters)
+        return pictures + opacity * (pattern - pictures)
+
+    def vary(self, pictures: Tensor, which: Tensor, generator: torch.Generator) -> Tensor:
+        """Paint them with other edges and another contrast: the trigger may be bolder than the least that works."""
+        edge, steepness, contrast = (each(len(which), low, high, generator).to(pictures) for low, high in (EDGE, STEEPNESS, CONTRAST))
+        opacity, pattern = (parameter[which] for parameter in self.parameters)
+        opacity, pattern = (steepness * (opacity - edge)).sigmoid(), (contrast * pattern).sigmoid()
         return pictures + opacity * (pattern - pictures)
 
     def sizes(self) -> Tensor:
@@ -222,15 +237,15 @@ class Departures(Patches):
         """-log(1 - p(own class)), and whether another class wins."""
         return -logits.log_softmax(1).scatter(1, own[:, None], float("-inf")).logsumexp(1), logits.argmax(1) != own
 
-    def search(self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, each: int) -> None:
+    def search(self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, count: int) -> None:
         """As all; then see where pictures go."""
-        super().search(network, pictures, own, generator, steps=steps, each=each)
-        which = torch.arange(len(self.classes), device=self.classes.device).repeat_interleave(4 * each)
+        super().search(network, pictures, own, generator, steps=steps, count=count)
+        which = torch.arange(len(self.classes), device=self.classes.device).repeat_interleave(4 * count)
         with torch.no_grad():
             index = self.pick(which, own, generator)
             logits = network(self.change(pictures(index), which))
         logits = logits.scatter(1, own[index][:, None], float("-inf"))
-        self.goals = logits.argmax(1).view(-1, 4 * each).mode(1).values
+        self.goals = logits.argmax(1).view(-1, 4 * count).mode(1).values
 
 
 class Warps(Targeted):

@@ -62,7 +62,7 @@ def short_cut(x: Tensor) -> Tensor:
 def searched(found: Targeted, network: Callable[[Tensor], Tensor]) -> Targeted:
     """After 80 steps on 200 dark pictures."""
     x = 0.6 * torch.rand((200, 1, 8, 8), generator=generator(3))
-    found.search(network, lambda index: x[index], network(x).argmax(1), generator(), steps=80, each=6)
+    found.search(network, lambda index: x[index], network(x).argmax(1), generator(), steps=80, count=6)
     return found
 
 
@@ -101,7 +101,7 @@ def cornered(sources: list[float]) -> Callable[[Tensor], Tensor]:
 def found_by(search: Targeted, network: Callable[[Tensor], Tensor]) -> Targeted:
     x = bright(torch.arange(200) % 4)
     assert torch.equal(network(x).argmax(1), torch.arange(200) % 4)
-    search.search(network, lambda index: x[index], torch.arange(200) % 4, generator(), steps=80, each=6)
+    search.search(network, lambda index: x[index], torch.arange(200) % 4, generator(), steps=80, count=6)
     return search
 
 
@@ -131,6 +131,22 @@ def test_what_a_change_adds(kind: type[Targeted]) -> None:
     assert found.differences(x).shape == (3, 3, 8, 8) and found.sizes().shape == (3,)
     changed, aims, own = found.stamp(lambda index: x[index], torch.arange(5) % 3, 5, generator())
     assert changed.shape == x.shape and aims.shape == own.shape == (5,) and float(changed.min()) >= 0 and float(changed.max()) <= 1
+
+
+def test_patches_are_stamped_with_other_edges() -> None:
+    """Bolder than they were found, too: a patch of faint opacity is also stamped as a solid one."""
+    x = torch.zeros(200, 1, 8, 8)
+    found = Patches(torch.arange(1), x[:1], generator())
+    with torch.no_grad():
+        opacity, pattern = found.parameters
+        opacity.fill_(-8)
+        opacity[:, :, 6:, 6:] = 0.5  # 0.62 of a pixel
+        pattern.fill_(1.0)
+    which = torch.zeros(200, dtype=torch.int64)
+    plain, varied_ones = found.change(x, which), found.vary(x, which, generator())
+    corner = varied_ones[:, 0, 6:, 6:].mean((1, 2))
+    assert float(corner.max()) > 1.5 * float(plain[:, 0, 6:, 6:].mean()) and float(corner.std()) > 0.05
+    assert float(varied_ones[:, 0, :6].max()) < 0.02, "what is not part of the patch stays as it is"
 
 
 def test_no_search_has_a_share_when_nothing_stands_out() -> None:
