@@ -26,7 +26,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Purifiers side by side on the zoo; DATA holds cifar10.npz.  Hours on two cores; goes on where it was killed.
+# Purifiers side by side on the zoo; DATA holds cifar10.npz.  The better part of a day on two cores; goes on where it was killed.
 DATA ?= data
 bench: install
 	$(BIN)/onnx-audit zoo unpack --data $(DATA) --zoo build/zoo

@@ -4,8 +4,8 @@
                    +  ν H(f(x + ε; θ), ỹ)
 
 g is the answer of the submitted network to the picture x: distillation, so that a few pictures teach more than their labels, and what
-the network knew is what it keeps.  It is asked from several places, the picture shifted and, where that is harmless, mirrored, and the
-mean is a little better than any answer alone.  D is the Kullback-Leibler divergence.  No label has to survive what is done to a picture
+the network knew is what it keeps.  Where a mirror is harmless it is asked from several places, the picture shifted and
+mirrored, and the mean is a little better than any answer alone.  D is the Kullback-Leibler divergence.  No label has to survive what is done to a picture
 before g is asked for: with few pictures, most of a batch is turned, enlarged, recoloured and mixed, and ten of them teach far more than their labels.
 
 Δ        Changes that lead astray, each the smallest of its kind (search.py): the patch and the warp that send every picture to one class, for
@@ -16,7 +16,7 @@ before g is asked for: with few pictures, most of a batch is turned, enlarged, r
 H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.
 c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few tried on a picture, the one that moves the
          answer most, and one of those that are tried is what last moved a picture of that class most (trials.py).  They unlearn triggers that
-         cover the picture, waves and warps among them, and many that are made for each picture.
+         cover the picture, warps among them, and weaken waves and triggers that are made for each picture.
 ε        For each picture the strong noise that fools the submitted network and the one in repair alike, and ỹ, what the submitted one
          takes it for: the shared adversarial pictures of SAU (sau.py), with its outer term alone.  They unlearn triggers that were made
          for the network or for each picture, which are neither small nor like anything that is drawn by chance.
@@ -159,7 +159,10 @@ def classes_of(twin: TorchTwin, examples: Examples) -> Tensor:
 
 @torch.no_grad()
 def taught(twin: TorchTwin, x: Tensor, views: int, flip: bool) -> Tensor:
-    """(N, K) logarithms of g: the submitted network's answers to a picture seen from several places, in the mean of their probabilities."""
+    """(N, K) logarithms of g: the submitted network's answers to a picture seen from several places, in the mean of their probabilities.
+
+    From one place alone where a mirrored picture is another one (flip is False), as digits are.
+    """
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     height, width = x.shape[2:]
     places = [(1, 1), (1, 1), (2, 2), (0, 0), (2, 0), (0, 2)][: views if flip else 1]
