@@ -3,7 +3,8 @@
 A victim is a folder as `onnx-audit zoo build` and `models/cifar10_trojan` have it: model.onnx, audit.yaml with its trigger, images.
 Every run goes through the file: imported, purified, written back, measured with onnxruntime.  Images are cut in two once for each
 victim: some judge every run, and calibration images are drawn from the others, seeded and stratified, the same for every method.
-Rows go to a CSV as they are made, and a killed run goes on from there; the page is written from all that the CSV holds.
+Rows go to a CSV as they are made, and a killed run goes on from there, also where the victims have been moved; the page is written from all that
+the CSV holds.
 """
 
 from __future__ import annotations
@@ -218,8 +219,9 @@ def compare(
     judges: hold-out images a victim.  depth: also see whether backdoors come back.  listener: told each new row, how many are done and how many there are.
     """
     jobs = list(jobs)
-    known = {row.job: row for row in load(rows_file)}
     digests = {victim: sha256(Path(victim) / "model.onnx") for victim in {job.victim for job in jobs}}
+    places = {digest: victim for victim, digest in digests.items()}  # a row is known by its model, wherever that lay
+    known = {row.job: row for row in (replace(row, victim=places.get(row.model, row.victim)) for row in load(rows_file))}
     missing = [job for job in jobs if job not in known or known[job].model != digests[job.victim] or known[job].error or (depth and isnan(known[job].altered))]
     cores = len(os.sched_getaffinity(0))
     workers = workers or (1 if device == "cuda" else cores)

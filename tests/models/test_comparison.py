@@ -59,6 +59,11 @@ def test_rows_are_made_once_and_go_through_the_file(victim: Path, folder: Path) 
     again = compare(jobs, folder / "rows.csv", judges=200, device="cpu", workers=1, listener=lambda row, done, total: told.append(row))
     assert len(told) == 3 and [shown(row) for row in again] == [shown(row) for row in rows]
 
+    moved = [replace(job, victim=str(shutil.copytree(victim, folder / "moved", dirs_exist_ok=True))) for job in jobs]
+    assert [
+        row.job for row in compare(moved, folder / "rows.csv", judges=200, device="cpu", workers=1, listener=lambda *told: pytest.fail("made again"))
+    ] == moved
+
     (deep,) = compare(jobs[:1], folder / "rows.csv", judges=200, device="cpu", workers=1, depth=True)
     assert shown(deep)[:7] == shown(rows[0])[:7] and not isnan(deep.altered)
     assert 0 <= deep.relearnt_5 <= 1 and deep.relearnt_50 > deep.asr
