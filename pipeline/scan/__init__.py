@@ -16,6 +16,7 @@ from pipeline.errors import AuditError
 from pipeline.findings import Check, Finding, Outcome
 from pipeline.results import ScanResult
 from pipeline.scan.baggage import check_baggage
+from pipeline.scan.bypass import check_bypass
 from pipeline.scan.control_flow import check_control_flow
 from pipeline.scan.determinism import check_determinism
 from pipeline.scan.expansion import check_expansion
@@ -28,6 +29,7 @@ CHECKS: dict[str, Callable[[ModelProto, Path], Iterator[Finding]]] = {
     "file.finite-weights": check_finite,
     "file.baggage": check_baggage,
     "graph.control-flow": check_control_flow,
+    "graph.bypass": check_bypass,
     "graph.determinism": check_determinism,
 }
 

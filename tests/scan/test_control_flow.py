@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 
 from pipeline.findings import Severity
 from pipeline.scan import scan
-from pipeline.scan.control_flow import SHAPED_BY, check_control_flow
+from pipeline.scan.control_flow import check_control_flow
+from pipeline.scan.flow import SHAPED_BY
 
 node = helper.make_node
 HERE = Path()

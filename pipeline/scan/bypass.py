@@ -1,0 +1,225 @@
+"""Whether something that the pixels decide gets past layers that everything else must cross: a backdoor in the graph.
+
+Such a backdoor (ShadowLogic; architectural backdoors, arXiv 2206.07840, 2402.06957) looks for its trigger with a few operators, makes
+that a gate, and puts the gate on the scores or on features.  It has no weights of its own, so nothing that changes weights removes
+it.  What gives it away is not its operators, which honest networks have too, but where it joins: what comes to a sum, a product or a
+choice through a gate has crossed fewer learned numbers than what it is joined with.  A gate of an honest network (squeeze and
+excite, attention, x · sigmoid(x)) has crossed as many, or more.
+
+A path from the image to a value costs the learned numbers in the layers that it crosses, and has a gate when one lies on it behind the last of
+those layers.  Gates are: comparisons, logic, what is chosen by them; what saturates (Sigmoid, Clip, ...) behind a factor of STEEP or more since
+the last learned layer; and as long as no learned layer was crossed, everything that is not linear.  Found is a node where a value that is always gated joins
+one that can be had without a gate, at a higher cost.
+
+Not found: a gate that is as costly as what it joins, because it reads the last features or drags a layer of idle weights along; a trigger that is learnt
+by the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from math import inf, prod
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+from pipeline.findings import Finding, Severity
+from pipeline.scan.flow import Edge, Flow
+
+LEARNED = 64  # numbers in a kernel, of which DISTINCT differ: less is no learned layer
+DISTINCT = 16
+SAMPLE = 1 << 16  # numbers that are looked at to see that
+STEEP = 10.0
+MOST_GAIN, RISE = 1e9, 1.5  # a loop may raise a factor again and again: by so much at least, and no further
+
+KERNELS = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "DeformConv", "LSTM", "GRU", "RNN"}
+)
+DECISIONS = frozenset(
+    {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Xor", "Not", "IsNaN", "IsInf", "ArgMax", "ArgMin", "NonZero", "OneHot"}
+    | {"Hardmax", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift", "Unique"}
+)
+SATURATING = frozenset(
+    {"Sigmoid", "HardSigmoid", "Tanh", "Clip", "Softsign", "Erf", "Softmax", "LogSoftmax", "Min", "Max", "ThresholdedRelu", "Shrink", "Sign", "Pow"}
+    | {"Celu", "Elu", "Selu", "Exp", "Softplus", "Mish", "HardSwish", "Swish", "Gelu", "Floor", "Ceil", "Round", "Mod", "Cast", "Atan", "QuantizeLinear"}
+)
+LINEAR = frozenset(
+    {"Add", "Sub", "Neg", "Sum", "Mean", "Identity", "Dropout", "Cast", "CastLike", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice"}
+    | {"Gather", "GatherElements", "GatherND", "Concat", "Split", "Expand", "Tile", "Pad", "Resize", "Upsample", "ReduceMean", "ReduceSum", "AveragePool"}
+    | {"GlobalAveragePool", "DepthToSpace", "SpaceToDepth", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+    | {"CenterCropPad", "ReverseSequence", "Trilu", "CumSum"}
+)
+BILINEAR = KERNELS | {"Mul", "Div", "GridSample"}  # linear in one thing, when the others are constant
+
+
+class Cost(NamedTuple):
+    """What it costs to get to a value.
+
+    raw: whether there is a path that crosses nothing but linear operators.  free, gated: the least of the paths behind a learned layer without a gate, and
+    of those with one.
+    """
+
+    raw: bool = False
+    free: float = inf
+    gated: float = inf
+
+    @property
+    def least(self) -> float:
+        """Of all paths."""
+        return 0.0 if self.raw else min(self.free, self.gated)
+
+
+def check_bypass(model: ModelProto, folder: Path) -> Iterator[Finding]:
+    """A gate on the pixels that joins the scores or features past learned layers which everything else crosses."""
+    for joint in joints(model, folder):
+        node, gate, other = joint
+        assert node.node is not None
+        yield Finding(
+            rule="graph.gate-past-the-weights",
+            severity=Severity.HIGH,
+            message=f"what a gate decides after {_numbers(gate)} joins here what has crossed {_numbers(other)}: no change of weights can repair it",
+            where=node.node.name or next((name for name in node.node.output if name), ""),
+        )
+
+
+def joints(model: ModelProto, folder: Path) -> Iterator[tuple[Edge, float, float]]:
+    """The nodes where a gate joins what has crossed more, and what either has crossed; only those from which the scores can be reached."""
+    flow = Flow(model)
+    costs = _Costs(flow, folder)
+    told = set[int]()
+    for edge in flow.edges:
+        if edge.node is not None and id(edge.node) not in told and (found := costs.joint(edge)) and costs.counts(edge):
+            told.add(id(edge.node))
+            yield edge, *found
+
+
+class _Costs:
+    """The cost of every value of a flow."""
+
+    def __init__(self, flow: Flow, folder: Path) -> None:
+        self.flow, self.reach = flow, flow.reach()
+        self.tensors = {place: _Stored.of(tensor, folder) for place, tensor in flow.stored.items()}
+        stored = [self.tensors.get(place, NOTHING) for place in range(flow.count)]
+        self.stored = flow.settle(stored, self._kept, _larger)
+        self.gains = flow.settle([1.0] * flow.count, self._gain, lambda known, other: other if other > RISE * known else known)
+        start = [Cost()] * flow.count
+        for place in flow.pixels:
+            start[place] = Cost(raw=True)
+        self.costs = flow.settle(start, self._cost, lambda one, other: Cost(one.raw or other.raw, min(one.free, other.free), min(one.gated, other.gated)))
+        self.seen = self._before(flow.scores)
+
+    def counts(self, edge: Edge) -> bool:
+        """Whether the scores depend on what comes out of it."""
+        return any(place in self.seen for place in edge.targets)
+
+    def joint(self, edge: Edge) -> tuple[float, float] | None:
+        """What gate and other have cost, where a pure gate joins what costs more without one."""
+        parts = self._parts(edge, [self.costs[place] for place in edge.sources])
+        gates = [part.gated for part in parts if not part.raw and part.free == inf]
+        others = [part.free for part in parts if part.free < inf]
+        return (min(gates), max(others)) if gates and others and min(gates) < max(others) else None
+
+    def _parts(self, edge: Edge, costs: Sequence[Cost]) -> list[Cost]:
+        """The costs of those sources that depend on the image; what only chooses among the others is a gate."""
+        choosing = edge.steering or int(_operator(edge) in ("Where", "Compress"))
+        known = [(row, cost) for row, (place, cost) in enumerate(zip(edge.sources, costs, strict=True)) if self.reach[place] and cost.least < inf]
+        return [Cost(gated=cost.least) if row < choosing else cost for row, cost in known]
+
+    def _cost(self, edge: Edge, costs: list[Cost]) -> Cost:
+        parts, operator = self._parts(edge, costs), _operator(edge)
+        if not parts or not any(self.reach[place] for place in edge.targets):
+            return Cost()
+        least = min(part.least for part in parts)
+        if learned := self._learned(edge):
+            return Cost(free=least + learned)
+        steep = operator in SATURATING and max(self.gains[place] for place in edge.sources) >= STEEP
+        if operator in DECISIONS or steep or (edge.node is not None and operator == "Cast" and _to_bool(edge.node)):
+            return Cost(gated=least)
+        raw, free, gated = any(part.raw for part in parts), min(part.free for part in parts), min(part.gated for part in parts)
+        if raw and edge.node is not None and not edge.steering and not self._linear(edge):
+            return Cost(free=free, gated=0.0)
+        return Cost(raw, free, gated)
+
+    def _linear(self, edge: Edge) -> bool:
+        """Whether an operator is linear in what depends on the image."""
+        depending = sum(bool(self.reach[place]) for place in edge.sources)
+        return _operator(edge) in LINEAR or (_operator(edge) in BILINEAR and depending == 1)
+
+    def _constants(self, edge: Edge) -> list[_Stored]:
+        return [self.stored[place] for place in edge.sources if place and not self.reach[place]]
+
+    def _learned(self, edge: Edge) -> int:
+        """The learned numbers that an operator crosses."""
+        return sum(one.size for one in self._constants(edge) if one.learned) if _operator(edge) in KERNELS else 0
+
+    def _gain(self, edge: Edge, gains: list[float]) -> float:
+        """The most that a path multiplies by since the last learned layer."""
+        if self._learned(edge):
+            return 1.0
+        gain, constants = max([1.0, *(gain for place, gain in zip(edge.sources, gains, strict=True) if self.reach[place])]), self._constants(edge)
+        if _operator(edge) in BILINEAR - {"Div"}:
+            gain *= max([1.0, *(one.largest for one in constants)])
+        elif _operator(edge) == "Div" and constants:
+            gain *= max(1.0, 1 / max(min(one.smallest for one in constants), 1 / MOST_GAIN))
+        return min(gain, MOST_GAIN)
+
+    def _kept(self, edge: Edge, stored: list[_Stored]) -> _Stored:
+        """Of a value that does not depend on the image: the largest of what it is made of, as a learned tensor goes through Transpose or DequantizeLinear."""
+        return NOTHING if any(self.reach[place] for place in edge.sources) else reduce(_larger, stored, NOTHING)
+
+    def _before(self, places: Sequence[int]) -> set[int]:
+        """Every place from which these can be reached."""
+        sources: dict[int, list[int]] = {}
+        for edge in self.flow.edges:
+            for target in edge.targets:
+                sources.setdefault(target, []).extend(edge.sources)
+        seen, pending = set(places), list(places)
+        while pending:
+            for source in sources.get(pending.pop(), []):
+                if source not in seen:
+                    seen.add(source)
+                    pending.append(source)
+        return seen
+
+
+class _Stored(NamedTuple):
+    """A tensor that is in the file.  learned: whether its numbers look like those of a layer; largest, smallest: of them, without their sign."""
+
+    size: int
+    learned: bool = False
+    largest: float = 0.0
+    smallest: float = inf
+
+    @classmethod
+    def of(cls, tensor: TensorProto, folder: Path) -> _Stored:
+        size = prod(tensor.dims)
+        if tensor.data_type in (TensorProto.STRING, TensorProto.UNDEFINED) or not size:
+            return NOTHING
+        values = numpy_helper.to_array(tensor, base_dir=str(folder)).reshape(-1)
+        with np.errstate(all="ignore"):  # NaN and infinity are another check's
+            some = np.nan_to_num(np.abs(values[:: max(1, size // SAMPLE)]).astype(np.float64), nan=0.0)
+        learned = size >= LEARNED and len(np.unique(values[:SAMPLE])) >= DISTINCT
+        return cls(size, learned, float(some.max()), float(some.min()))
+
+
+NOTHING = _Stored(0)
+
+
+def _larger(one: _Stored, other: _Stored) -> _Stored:
+    """What is known of a value that comes from either."""
+    return _Stored(max(one.size, other.size), one.learned or other.learned, max(one.largest, other.largest), min(one.smallest, other.smallest))
+
+
+def _operator(edge: Edge) -> str:
+    return edge.node.op_type if edge.node is not None else ""
+
+
+def _to_bool(node: NodeProto) -> bool:
+    return any(attribute.name == "to" and attribute.i == TensorProto.BOOL for attribute in node.attribute)
+
+
+def _numbers(cost: float) -> str:
+    return f"{cost:,.0f} learned numbers" if cost else "no learned layer"
