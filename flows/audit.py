@@ -28,7 +28,7 @@ from pipeline.report.html import render_html
 from pipeline.report.json import render_json
 from pipeline.report.model import AuditReport, Files, MlflowRecord, without_credentials
 from pipeline.report.summary import markdown, percent, summary_rows
-from pipeline.results import ImportResult, IntakeResult, Measurement, PlotsResult, PurifyResult, ReadingResult, ScanResult, WriteBackResult
+from pipeline.results import GatesResult, ImportResult, IntakeResult, Measurement, PlotsResult, PurifyResult, ReadingResult, ScanResult, WriteBackResult
 from pipeline.sandbox import Limits, run
 from pipeline.verdict import Reason
 
@@ -141,6 +141,9 @@ def examine(found: Dossier, line: Line) -> None:
     if spec.labels is not None and len(spec.labels) != found.submitted.classes:
         raise SpecRefused(f"the spec names {len(spec.labels)} labels, and the model has {found.submitted.classes} classes")
 
+    if found.scanned.gated and _cut_out(found, line, {**model, **reading, **calibration}, judged):
+        return
+
     twin = {**model, **facts, **reading}
     found.imported = line("import", ImportResult, {**twin, "reference": found.reading.reference})
 
@@ -154,6 +157,20 @@ def examine(found: Dossier, line: Line) -> None:
     found.purified = line("purify", PurifyResult, {**twin, **calibration, **how})
     found.written = line("write-back", WriteBackResult, {**model, "weights": found.purified.weights})
     found.after = line("measure", Measurement, {**judged, "model": found.written.model.model_dump()}, step="measure again")
+
+
+def _cut_out(found: Dossier, line: Line, request: Json, judged: Json) -> bool:
+    """Watch the gates in the graph; where they can be cut out, the graph without them is the repaired file, looked at and measured like any other."""
+    found.gates = line("gates", GatesResult, request)
+    if found.gates.cut is None:
+        return False
+    repaired = {"model": found.gates.cut.model_dump()}
+    found.written = WriteBackResult(model=found.gates.cut, changes=[])
+    found.rescanned = line("scan", ScanResult, repaired, step="scan again")
+    found.after = line("measure", Measurement, {**judged, **repaired}, step="measure again")
+    for step in ("import", "detect", "purify", "write-back"):
+        line.skip(step, "the backdoor is in the graph and was cut out of it; to go on with the weights, audit the file that was written")
+    return True
 
 
 def _nothing_to_purify(found: Dossier) -> str | None:

@@ -15,7 +15,7 @@ from pipeline.policy import Evidence, decide
 from pipeline.provenance import git, packages, version
 from pipeline.report.model import AuditReport, Files, MlflowRecord, Provenance, Purified, Stage, SubmittedModel
 from pipeline.report.summary import summary_rows
-from pipeline.results import ImportResult, Measurement, PurifyResult, Rate, ReadingResult, ScanResult, WriteBackResult
+from pipeline.results import GatesResult, ImportResult, Measurement, PurifyResult, Rate, ReadingResult, ScanResult, WriteBackResult
 from pipeline.verdict import Reason
 
 
@@ -37,6 +37,8 @@ class Dossier:
     scanned: ScanResult | None = None
     reading: ReadingResult | None = None
     submitted: Measurement | None = None
+    gates: GatesResult | None = None
+    rescanned: ScanResult | None = None
     imported: ImportResult | None = None
     purified: PurifyResult | None = None
     written: WriteBackResult | None = None
@@ -64,10 +66,11 @@ class Dossier:
         after = self.after if self.written else None
         evidence = Evidence(
             findings=self.scanned.findings if self.scanned else [],
-            checks=self.scanned.checks if self.scanned else [],
+            checks=[check for scan in (self.scanned, self.rescanned) if scan for check in scan.checks],
             failures=self.failures,
             submitted=self.submitted,
             parity=self.imported.parity if self.imported else None,
+            remaining=self.rescanned.findings if self.rescanned else None,
             purified=after,
         )
         verdict, reasons = decide(evidence, self.spec.policy)
@@ -84,13 +87,14 @@ class Dossier:
                 parameters=facts.parameters if facts else None,
             ),
             findings=evidence.findings,
-            checks=evidence.checks,
+            checks=self.scanned.checks if self.scanned else [],
             reading=self.reading,
             labels=self.spec.labels,
             parity=evidence.parity,
             bound=self.imported.bound if self.imported else None,
             unbound=self.imported.unbound if self.imported else None,
             submitted=self.submitted,
+            gates=self.gates.gates if self.gates else None,
             detection=None,
             purified=self._purified(),
             mlflow=self.mlflow,
@@ -124,8 +128,22 @@ class Dossier:
         return found
 
     def _purified(self) -> Purified | None:
-        if self.purified is None or self.written is None or self.after is None:
+        if self.written is None or self.after is None:
             return None
+        if self.purified is None:
+            assert self.gates is not None
+            note = f"{len(self.gates.gates)} gate(s) became constants, and {self.gates.removed} nodes that only they needed went; no weight was changed"
+            return Purified(
+                **dict(self.after),
+                sha256=self.written.model.sha256,
+                method="cut",
+                preset="default",
+                changed_initializers=0,
+                changes=[],
+                seconds=0.0,
+                device="cpu",
+                notes=[note],
+            )
         return Purified(
             **dict(self.after),
             sha256=self.written.model.sha256,

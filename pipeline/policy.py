@@ -15,9 +15,14 @@ ROUNDING = 1e-9  # of the difference of two rates: 0.90 - 0.87 is more than 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What an audit knows in the end.  failures: stage -> why it gave no answer.  searched: that the search for triggers ran."""
+    """What an audit knows in the end.
+
+    remaining: findings in the repaired file, where its graph is another; None: those of the submitted one remain.  failures: stage -> why it gave no
+    answer.  searched: that the search for triggers ran.
+    """
 
     findings: list[Finding] = field(default_factory=list)
+    remaining: list[Finding] | None = None
     checks: list[Check] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     submitted: Measurement | None = None
@@ -30,24 +35,25 @@ class Evidence:
 def decide(evidence: Evidence, policy: Policy) -> tuple[Verdict, list[Reason]]:
     """ACCEPT, REPAIRED, REJECT or INCONCLUSIVE, with every reason that was met.
 
-    In this order: a finding that no repair removes is REJECT; so is a repaired file that fails too; whatever was broken or could
+    In this order: a finding that no repair removed is REJECT; so is a repaired file that fails too; whatever was broken or could
     not be believed is INCONCLUSIVE; a repair that passes is REPAIRED; what was not looked at keeps the rest from ACCEPT.
     """
-    graph = list(_graph(evidence))
+    graph = list(_graph(evidence.findings))
+    cut = evidence.remaining is not None and evidence.purified is not None and not any(_graph(evidence.remaining))
     broken = list(_broken(evidence, policy))
     weak = list(_weights(evidence.submitted, None, policy, "submitted")) + list(_suspicion(evidence))
     unrepaired = list(_weights(evidence.purified, evidence.submitted, policy, "purified"))
     unseen = list(_unseen(evidence))
     reasons = [*graph, *weak, *unrepaired, *broken, *unseen]
-    if graph:
+    if graph and not cut:
         return Verdict.REJECT, reasons
-    if weak and evidence.purified is not None and unrepaired:
+    if (weak or graph) and evidence.purified is not None and unrepaired:
         return Verdict.REJECT, reasons
     if broken:
         return Verdict.INCONCLUSIVE, reasons
     if weak and evidence.purified is None:
         return Verdict.REJECT, [*reasons, Reason(code="purify.not-done", text="The submitted weights fail and nothing was repaired.")]
-    if weak:
+    if weak or graph:
         return Verdict.REPAIRED, [*reasons, Reason(code="purify.passes", text="The written-back file passes everything that the policy asks of it.")]
     if unseen:
         return Verdict.INCONCLUSIVE, reasons
@@ -59,8 +65,8 @@ def needs_repair(submitted: Measurement, policy: Policy) -> bool:
     return any(attack.asr.rate > policy.max_asr for attack in submitted.attacks)
 
 
-def _graph(evidence: Evidence) -> Iterator[Reason]:
-    for finding in evidence.findings:
+def _graph(findings: list[Finding]) -> Iterator[Reason]:
+    for finding in findings:
         if finding.severity.rank >= Severity.HIGH.rank:
             yield Reason(code=finding.rule, text=f"{finding.message} ({finding.where})" if finding.where else finding.message)
 

@@ -95,6 +95,11 @@ class ScanResult(Value):
     checks: list[Check]
 
     @property
+    def gated(self) -> bool:
+        """Whether a gate was found that gets past the weights."""
+        return any(finding.rule == "graph.gate-past-the-weights" for finding in self.findings)
+
+    @property
     def refusal(self) -> str | None:
         """Why the model can have no differentiable copy, in a sentence; None when nothing that was found speaks against one."""
         for finding in self.findings:
@@ -253,6 +258,33 @@ class IntakeResult(Value):
     """The submitted file as it was read, with its external data."""
 
     model: ModelArtifact
+
+
+class GateSeen(Value):
+    """A gate in the graph, watched on clean images.
+
+    value: its name.  steady: that it never moved.  kept: images that keep their label while the gate is held where most do.  turned: images
+    that change it while the gate is held on the other side, and target, the class that most of those go to.
+    """
+
+    value: Printable
+    steady: bool
+    kept: Rate
+    turned: Rate
+    target: int | None
+
+
+class GatesResult(Value):
+    """What the gates of a graph decide, and the graph without them.
+
+    cut: the submitted file with its gates as constants and without what only they needed, `removed` nodes; None where an image changes its label by
+    that, or a gate cannot be reached.  why: then, why not.
+    """
+
+    gates: list[GateSeen]
+    cut: ModelArtifact | None = None
+    removed: int = 0
+    why: Printable = ""
 
 
 class PlotsResult(Value):

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from pipeline.artifact import ModelArtifact
 from pipeline.errors import AuditError, ConversionFailed, Defect, StageFailed
 from pipeline.images import CalibrationSet, HoldoutSet, InputSpec
 from pipeline.results import (
+    GateSeen,
+    GatesResult,
     ImportResult,
     IntakeResult,
     Measurement,
@@ -40,10 +43,13 @@ from pipeline.results import (
 from pipeline.sandbox import confine
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from pipeline.evaluate.session import Classifier
 
 Json = dict[str, Any]
 PARITY_IMAGES = (8, 64)  # at least and at most
+GATE_IMAGES = 256  # at most
 PARITY_PIXELS = 2**19  # of one channel, all images together
 
 
@@ -145,6 +151,59 @@ def measure(
     ]
     classifier = Classifier(desk.model(model), InputSpec.model_validate(reading), device=device, output=output, probabilities=probabilities)
     return measure(classifier, images, attacks, progress=desk.counter("images measured"))
+
+
+def gates(desk: Desk, *, model: Json, calibration: Json, reading: Json, output: str | None, probabilities: bool, device: str) -> GatesResult:
+    """Watch the gates that the scan found on clean images, hold them to either side, and cut them out where no image's label changes by that."""
+    from pipeline.convert.cut import cut, exposed, held
+    from pipeline.convert.stored import parse
+    from pipeline.evaluate.gates import classify, watch
+    from pipeline.evaluate.session import Classifier
+    from pipeline.scan.bypass import gates
+
+    path, pictures = desk.model(model), CalibrationSet.load(calibration).pictures()[:GATE_IMAGES]
+    others = {name: file for name, file in model["files"].items() if name != "model.onnx"}
+
+    def classifier(folder: str, proto: ModelProto) -> Classifier:
+        file = _written(proto, path.parent, others, desk.folder / folder)
+        return Classifier(file, InputSpec.model_validate(reading), device=device, output=output, probabilities=probabilities)
+
+    submitted = parse(path)
+
+    def hold(graph: ModelProto, value: str, constant: Any) -> Classifier:
+        return classifier("held", held(graph, {value: constant}))
+
+    labels = classify(classifier("submitted", submitted), pictures)
+    seen: dict[str, GateSeen] = {}
+    constants: dict[str, Any] = {}
+    left, removed = submitted, 0
+    while found := gates(left, path.parent):
+        names = {gate.value for gate in found} - constants.keys()
+        if None in names or not names:
+            return GatesResult(gates=list(seen.values()), why="a gate lies inside control flow or a function, or comes back when it is cut")
+        for name in sorted(filter(None, names)):
+            desk.report("gates watched", len(seen), len(seen) + len(names))
+            watched = watch(classifier("exposed", exposed(left, [name])), name, partial(hold, left), pictures)
+            if watched is None:
+                return GatesResult(gates=list(seen.values()), why=f"the gate {name!r} is no number")
+            seen[name], constants[name] = watched.seen, watched.constant
+        left, removed = cut(submitted, constants)
+    changed = int((classify(classifier("cut", left), pictures) != labels).sum())
+    if changed:
+        return GatesResult(gates=list(seen.values()), why=f"{changed} of {len(pictures)} clean images change their label without the gates")
+    files = {"model.onnx": str(desk.folder / "cut" / "model.onnx"), **{name: str(desk.folder / "cut" / name) for name in others}}
+    return GatesResult(gates=list(seen.values()), cut=ModelArtifact(files=files), removed=removed)
+
+
+def _written(proto: ModelProto, source: Path, others: Mapping[str, str], folder: Path) -> Path:
+    """A model file in a folder of its own, with copies of its external data beside it."""
+    for name in others:
+        if not (folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
+    folder.mkdir(exist_ok=True)
+    (folder / "model.onnx").write_bytes(proto.SerializeToString())
+    return folder / "model.onnx"
 
 
 def import_model(desk: Desk, *, model: Json, facts: Json, reading: Json, reference: str, output: str, probabilities: bool) -> ImportResult:
@@ -268,6 +327,7 @@ STAGES: dict[str, Callable[..., BaseModel]] = {
     "scan": scan,
     "read": read,
     "measure": measure,
+    "gates": gates,
     "import": import_model,
     "purify": purify,
     "write-back": write_back,

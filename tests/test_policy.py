@@ -32,15 +32,16 @@ REPAIRED, STILL_BAD, COSTLY = measured(acc=88), measured(acc=88, asr=50), measur
 ERRORED = Check(name="file.x", outcome=Outcome.ERRORED, note="KeyError")
 
 
-def expected(*, finding: bool, broken: bool, submitted: str, repair: str, searched: bool) -> Verdict:
+def expected(*, finding: str, broken: bool, submitted: str, repair: str, searched: bool) -> Verdict:
     """The table in words, written apart from the code."""
-    if finding:
+    if finding == "stays" or (finding == "cut out" and repair == "none"):
         return Verdict.REJECT
-    if submitted == "backdoored" and repair in ("fails", "costs too much"):
+    bad = submitted == "backdoored" or finding == "cut out"
+    if bad and repair in ("fails", "costs too much"):
         return Verdict.REJECT
     if broken:
         return Verdict.INCONCLUSIVE
-    if submitted == "backdoored":
+    if bad:
         return Verdict.REPAIRED if repair == "passes" else Verdict.REJECT
     return Verdict.ACCEPT if searched else Verdict.INCONCLUSIVE
 
@@ -49,7 +50,7 @@ def expected(*, finding: bool, broken: bool, submitted: str, repair: str, search
     ("finding", "broken", "submitted", "repair", "searched"),
     list(
         itertools.product(
-            (False, True),
+            ("none", "stays", "cut out"),
             (None, "stage", "check", "parity", "few", "constant"),
             ("clean", "backdoored"),
             ("none", "passes", "fails", "costs too much"),
@@ -57,13 +58,14 @@ def expected(*, finding: bool, broken: bool, submitted: str, repair: str, search
         )
     ),
 )
-def test_truth_table(finding: bool, broken: str | None, submitted: str, repair: str, searched: bool) -> None:
+def test_truth_table(finding: str, broken: str | None, submitted: str, repair: str, searched: bool) -> None:
     before = {"clean": {"asr": 5}, "backdoored": {"asr": 99}}[submitted]
     if broken == "constant":
         before["answered"] = 1
     verdict, reasons = decide(
         Evidence(
-            findings=[HIGH] if finding else [],
+            findings=[] if finding == "none" else [HIGH],
+            remaining=[] if finding == "cut out" else None,
             checks=[ERRORED] if broken == "check" else [],
             failures={"purify": "the purify stage was killed by signal 9 (SIGKILL)"} if broken == "stage" else {},
             submitted=measured(**before),
@@ -73,7 +75,7 @@ def test_truth_table(finding: bool, broken: str | None, submitted: str, repair: 
         ),
         POLICY.model_copy(update={"min_images": 500}) if broken == "few" else POLICY,
     )
-    repair_counts = repair if submitted == "backdoored" else "none"
+    repair_counts = repair if submitted == "backdoored" or finding == "cut out" else "none"
     assert verdict == expected(finding=finding, broken=broken is not None, submitted=submitted, repair=repair_counts, searched=searched)
     assert reasons, "a verdict without a reason convinces nobody"
     assert all(reason.text.strip() for reason in reasons)

@@ -87,6 +87,10 @@ class Classifier:
             raise ModelRefused(f"a classifier answers one row of scores an image; this model answers {shown} to {size} images")
         return found
 
+    def values(self, pictures: NDArray[np.float32], names: Sequence[str]) -> list[NDArray[Any]]:
+        """What these outputs are for one batch of pictures, in whatever shape; a fixed batch is filled up.  Raises ModelRefused."""
+        return [np.asarray(value) for value in self._run(self.tensor(pictures[: self.shape[0]]), names)]
+
     def tensor(self, pictures: NDArray[np.float32]) -> NDArray[Any]:
         """(N, H, W, C) pictures in 0..1 -> the model's own type and shape, the last picture repeated to fill a fixed batch."""
         x = self.reading.tensor(pictures).astype(self.kind, copy=False)

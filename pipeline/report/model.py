@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, ConfigDict, Field
 
 from pipeline.findings import Check, Finding, Printable, printable
-from pipeline.results import Bound, Change, Measurement, Parity, ReadingResult, Unbound, Value
+from pipeline.results import Bound, Change, GateSeen, Measurement, Parity, ReadingResult, Unbound, Value
 from pipeline.verdict import Reason, Verdict
 
 SCHEMA: Final = "onnx-audit/report/1"
@@ -62,7 +62,10 @@ class Detection(Value):
 
 
 class Purified(Measurement):
-    """The file that was written back, and what it measures.  device: where the purifier ran, such as `cpu` or `cuda: NVIDIA H200`."""
+    """The file that was written back, and what it measures.
+
+    method: a purifier, or `cut` where gates were cut out of the graph.  device: where the purifier ran, such as `cpu` or `cuda: NVIDIA H200`.
+    """
 
     sha256: Sha256
     method: str
@@ -105,7 +108,11 @@ class Files(Value):
 
 
 class AuditReport(Value):
-    """One audit.  labels: the classes' names, by index.  bound, unbound: which weights write-back reaches."""
+    """One audit.
+
+    labels: the classes' names, by index.  bound, unbound: which weights write-back reaches.  gates: those that the scan found in the graph, watched on
+    clean images; null where it found none.
+    """
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -120,6 +127,7 @@ class AuditReport(Value):
     parity: Parity | None
     bound: Bound | None
     unbound: list[Unbound] | None
+    gates: list[GateSeen] | None
     submitted: Measurement | None
     detection: Detection | None
     purified: Purified | None

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from pipeline.findings import Finding, Severity
 from pipeline.scan.flow import Edge, Flow
@@ -71,29 +71,42 @@ class Cost(NamedTuple):
         """Of all paths."""
         return 0.0 if self.raw else min(self.free, self.gated)
 
+    @property
+    def pure(self) -> bool:
+        """Whether there are paths, and a gate on all of them."""
+        return not self.raw and self.free == inf and self.gated < inf
+
+
+class Gate(NamedTuple):
+    """Where a gate joins, and what it is.
+
+    node: the name of the joining node.  value: the value of the main graph that is the gate, as near to the operator that makes it one as the main graph
+    shows; None where it is inside of control flow.  crossed, other: learned numbers that the gate and what it joins have crossed.
+    """
+
+    node: str
+    value: str | None
+    crossed: float
+    other: float
+
 
 def check_bypass(model: ModelProto, folder: Path) -> Iterator[Finding]:
     """A gate on the pixels that joins the scores or features past learned layers which everything else crosses."""
-    for joint in joints(model, folder):
-        node, gate, other = joint
-        assert node.node is not None
-        yield Finding(
-            rule="graph.gate-past-the-weights",
-            severity=Severity.HIGH,
-            message=f"what a gate decides after {_numbers(gate)} joins here what has crossed {_numbers(other)}: no change of weights can repair it",
-            where=node.node.name or next((name for name in node.node.output if name), ""),
-        )
+    for gate in gates(model, folder):
+        what = f"what a gate decides after {_numbers(gate.crossed)} joins here what has crossed {_numbers(gate.other)}"
+        yield Finding(rule="graph.gate-past-the-weights", severity=Severity.HIGH, message=f"{what}: no change of weights can repair it", where=gate.node)
 
 
-def joints(model: ModelProto, folder: Path) -> Iterator[tuple[Edge, float, float]]:
-    """The nodes where a gate joins what has crossed more, and what either has crossed; only those from which the scores can be reached."""
+def gates(model: ModelProto, folder: Path) -> list[Gate]:
+    """Every gate that joins what has crossed more, at a node from which the scores can be reached; each node once."""
     flow = Flow(model)
     costs = _Costs(flow, folder)
-    told = set[int]()
+    found: dict[int, Gate] = {}
     for edge in flow.edges:
-        if edge.node is not None and id(edge.node) not in told and (found := costs.joint(edge)) and costs.counts(edge):
-            told.add(id(edge.node))
-            yield edge, *found
+        if edge.node is not None and id(edge.node) not in found and (joint := costs.joint(edge)) and costs.counts(edge):
+            name = edge.node.name or next((name for name in edge.node.output if name), "")
+            found[id(edge.node)] = Gate(name, flow.names.get(costs.origin(joint[0])), *joint[1:])
+    return list(found.values())
 
 
 class _Costs:
@@ -109,39 +122,64 @@ class _Costs:
         for place in flow.pixels:
             start[place] = Cost(raw=True)
         self.costs = flow.settle(start, self._cost, lambda one, other: Cost(one.raw or other.raw, min(one.free, other.free), min(one.gated, other.gated)))
+        self.producers: dict[int, list[Edge]] = {}
+        for edge in flow.edges:
+            for target in edge.targets:
+                self.producers.setdefault(target, []).append(edge)
         self.seen = self._before(flow.scores)
 
     def counts(self, edge: Edge) -> bool:
         """Whether the scores depend on what comes out of it."""
         return any(place in self.seen for place in edge.targets)
 
-    def joint(self, edge: Edge) -> tuple[float, float] | None:
-        """What gate and other have cost, where a pure gate joins what costs more without one."""
+    def joint(self, edge: Edge) -> tuple[int, float, float] | None:
+        """The place of the gate, and what gate and other have cost, where a pure gate joins what costs more without one."""
         parts = self._parts(edge, [self.costs[place] for place in edge.sources])
-        gates = [part.gated for part in parts if not part.raw and part.free == inf]
-        others = [part.free for part in parts if part.free < inf]
-        return (min(gates), max(others)) if gates and others and min(gates) < max(others) else None
+        gates = [(part.gated, place) for place, part in parts if part.pure]
+        others = [part.free for _, part in parts if part.free < inf]
+        if not gates or not others or min(gates)[0] >= max(others):
+            return None
+        cost, place = min(gates)
+        return place, cost, max(others)
 
-    def _parts(self, edge: Edge, costs: Sequence[Cost]) -> list[Cost]:
-        """The costs of those sources that depend on the image; what only chooses among the others is a gate."""
+    def origin(self, place: int) -> int:
+        """The value of the main graph that decides: back along the gate, to what makes it one."""
+        known, met = place, set[int]()
+        while place not in met:
+            met.add(place)
+            known = place if place in self.flow.names else known
+            made_by = [edge for edge in self.producers.get(place, []) if self._parts(edge, [self.costs[source] for source in edge.sources])]
+            before = {source for edge in made_by for source in edge.sources if self.costs[source].pure}
+            if len(before) != 1 or any(self._decides(edge) for edge in made_by):
+                break
+            place = before.pop()
+        return known
+
+    def _parts(self, edge: Edge, costs: Sequence[Cost]) -> list[tuple[int, Cost]]:
+        """Those sources that depend on the image, and their costs; what only chooses among the others is a gate."""
         choosing = edge.steering or int(_operator(edge) in ("Where", "Compress"))
-        known = [(row, cost) for row, (place, cost) in enumerate(zip(edge.sources, costs, strict=True)) if self.reach[place] and cost.least < inf]
-        return [Cost(gated=cost.least) if row < choosing else cost for row, cost in known]
+        known = [(row, place, cost) for row, (place, cost) in enumerate(zip(edge.sources, costs, strict=True)) if self.reach[place] and cost.least < inf]
+        return [(place, Cost(gated=cost.least) if row < choosing else cost) for row, place, cost in known]
 
     def _cost(self, edge: Edge, costs: list[Cost]) -> Cost:
-        parts, operator = self._parts(edge, costs), _operator(edge)
+        parts = [cost for _, cost in self._parts(edge, costs)]
         if not parts or not any(self.reach[place] for place in edge.targets):
             return Cost()
         least = min(part.least for part in parts)
         if learned := self._learned(edge):
             return Cost(free=least + learned)
-        steep = operator in SATURATING and max(self.gains[place] for place in edge.sources) >= STEEP
-        if operator in DECISIONS or steep or (edge.node is not None and operator == "Cast" and _to_bool(edge.node)):
+        if self._decides(edge):
             return Cost(gated=least)
         raw, free, gated = any(part.raw for part in parts), min(part.free for part in parts), min(part.gated for part in parts)
         if raw and edge.node is not None and not edge.steering and not self._linear(edge):
             return Cost(free=free, gated=0.0)
         return Cost(raw, free, gated)
+
+    def _decides(self, edge: Edge) -> bool:
+        """Whether an operator makes a gate of what comes in, however much that has crossed."""
+        operator = _operator(edge)
+        to_bool = edge.node is not None and operator == "Cast" and any(one.name == "to" and one.i == TensorProto.BOOL for one in edge.node.attribute)
+        return operator in DECISIONS or to_bool or (operator in SATURATING and max(self.gains[place] for place in edge.sources) >= STEEP)
 
     def _linear(self, edge: Edge) -> bool:
         """Whether an operator is linear in what depends on the image."""
@@ -172,16 +210,11 @@ class _Costs:
 
     def _before(self, places: Sequence[int]) -> set[int]:
         """Every place from which these can be reached."""
-        sources: dict[int, list[int]] = {}
-        for edge in self.flow.edges:
-            for target in edge.targets:
-                sources.setdefault(target, []).extend(edge.sources)
         seen, pending = set(places), list(places)
         while pending:
-            for source in sources.get(pending.pop(), []):
-                if source not in seen:
-                    seen.add(source)
-                    pending.append(source)
+            for edge in self.producers.get(pending.pop(), []):
+                pending += [source for source in edge.sources if source not in seen]
+                seen.update(edge.sources)
         return seen
 
 
@@ -215,10 +248,6 @@ def _larger(one: _Stored, other: _Stored) -> _Stored:
 
 def _operator(edge: Edge) -> str:
     return edge.node.op_type if edge.node is not None else ""
-
-
-def _to_bool(node: NodeProto) -> bool:
-    return any(attribute.name == "to" and attribute.i == TensorProto.BOOL for attribute in node.attribute)
 
 
 def _numbers(cost: float) -> str:

@@ -78,6 +78,7 @@ class Flow:
     """Every value of a model, and the edges between them.
 
     pixels, scores: the places of the model's input and of its outputs.  stored: the tensors in initializers and Constant nodes, by place.
+    names: what the values of the main graph are called, by place.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -92,6 +93,7 @@ class Flow:
         self.pixels = list(names.values())
         self._follow(model.graph, names)
         self.scores = [names.get(value.name, ABSENT) for value in model.graph.output]
+        self.names = {place: name for name, place in names.items()}
 
     def settle(self, values: list[V], rule: Callable[[Edge, list[V]], V], join: Callable[[V, V], V]) -> list[V]:
         """The values of all places once every edge holds: each is joined with what `rule` makes of the sources of each edge that leads to it.

@@ -11,12 +11,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import graph_backdoors
 import jsonschema
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import tiny
+import yaml
 from conftest import Place, place
 
 from pipeline.convert.write_back import differences
@@ -274,3 +276,25 @@ def test_nothing_to_mask_is_inconclusive_and_keeps_what_was_measured(here: Place
     assert any(reason["code"] == "purify.failed" and "nothing to mask" in reason["text"] for reason in report["reasons"])
     assert any(reason["code"] == "read.guessed" for reason in report["reasons"])
     assert report["submitted"] is not None
+
+
+def test_a_backdoor_in_the_graph_is_cut_out(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+    """Its weights are clean here: the trigger that the spec names is the one that the graph sees."""
+    model = graph_backdoors.inject(onnx.load(tiny_backdoored.model), "comparison", "function", "blend")
+    content = yaml.safe_load(spec.read_text())
+    content["data"]["images"] = str(tiny_backdoored.images)
+    content["triggers"] = [{"name": "square", "kind": "patch", "size": [3, 3], "color": [255, 255, 255], "at": [0, 0], "target": graph_backdoors.TARGET}]
+    (here.folder / "audit.yaml").write_text(yaml.safe_dump(content))
+    done = here.command("run", tiny.save(model, here.folder), "--spec", "audit.yaml", "--out", "out", "--device", "cpu")
+    assert done.returncode == 1 and "REPAIRED" in done.stdout, done.stdout + done.stderr
+    report = report_of(here.folder / "out")
+    jsonschema.validate(report, json.loads(resources.files("pipeline.report").joinpath("report.schema.json").read_text()))
+    assert {"graph.gate-past-the-weights", "purify.passes"} <= {reason["code"] for reason in report["reasons"]}
+    (gate,) = report["gates"]
+    assert gate["steady"] and gate["kept"]["rate"] == 1 and gate["target"] == graph_backdoors.TARGET
+    assert report["purified"]["method"] == "cut" and report["purified"]["changed_initializers"] == 0
+    assert report["submitted"]["attacks"][0]["asr"]["rate"] == 1 and report["purified"]["attacks"][0]["asr"]["rate"] < 0.1
+    assert report["submitted"]["clean"] == report["purified"]["clean"]
+    assert {name for name, outcome in outcomes(report).items() if outcome == "skipped"} == {"import", "detect", "purify", "write-back"}
+    assert "Gates in the graph" in (here.folder / "out" / "report.html").read_text()
+    onnx.checker.check_model(onnx.load(here.folder / "out" / report["files"]["purified"]), full_check=True)

@@ -10,7 +10,7 @@ import pytest
 from pipeline.findings import Check, Finding, Outcome, Severity
 from pipeline.images import InputSpec
 from pipeline.report.model import AuditReport, Detection, Files, MlflowRecord, Provenance, Purified, Stage, SubmittedModel, Suspect
-from pipeline.results import Attack, Bound, Change, Divergence, Measurement, OutputReading, Parity, Rate, ReadingResult, Unbound
+from pipeline.results import Attack, Bound, Change, Divergence, GateSeen, Measurement, OutputReading, Parity, Rate, ReadingResult, Unbound
 from pipeline.verdict import Reason, Verdict
 
 SCRIPT = "<script>alert(1)</script>"
@@ -75,6 +75,7 @@ def full() -> AuditReport:
         ),
         bound=Bound(parameters=580_000, of=591_562, initializers=8),
         unbound=[Unbound(name=SCRIPT, why="two uses disagree on the axis"), Unbound(name=LONG, why=f"reached through {BIDI}")],
+        gates=[GateSeen(value=f"gate {SCRIPT}", steady=True, kept=Rate.of(256, 256), turned=Rate.of(230, 256), target=2)],
         submitted=Measurement(
             clean=Rate.of(4175, 5000),
             attacks=[
@@ -137,6 +138,7 @@ def minimal() -> AuditReport:
         parity=None,
         bound=None,
         unbound=None,
+        gates=None,
         submitted=None,
         detection=None,
         purified=None,

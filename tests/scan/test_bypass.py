@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gates
+import graph_backdoors
 import numpy as np
 import onnx
 import onnxruntime
@@ -39,27 +39,27 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto
 
 def combinations(host: onnx.ModelProto) -> list[tuple[str, str, str]]:
     convolves = any(step.op_type == "Conv" for step in host.graph.node)
-    return [kind for kind in gates.kinds() if convolves or kind[0] != "stem"]
+    return [kind for kind in graph_backdoors.kinds() if convolves or kind[0] != "stem"]
 
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_every_kind_is_found_on_every_host(name: str, hosts: dict[str, onnx.ModelProto]) -> None:
     host = hosts[name]
     assert list(check_bypass(host, HERE)) == []
-    missed = [kind for kind in combinations(host) if not list(check_bypass(gates.inject(host, *kind), HERE))]
+    missed = [kind for kind in combinations(host) if not list(check_bypass(graph_backdoors.inject(host, *kind), HERE))]
     assert missed == []
 
 
-@pytest.mark.parametrize("kind", [kind for kind in gates.kinds() if kind[0] != "stem" and kind[1] != "detour"], ids="-".join)
+@pytest.mark.parametrize("kind", [kind for kind in graph_backdoors.kinds() if kind[0] != "stem" and kind[1] != "detour"], ids="-".join)
 def test_what_is_found_is_a_backdoor(kind: tuple[str, str, str], hosts: dict[str, onnx.ModelProto]) -> None:
     """The generator makes what it says: the host's answers to clean pictures, the target's to all with the trigger."""
     host = hosts["resnet18-8"]
     clean = (0.9 * np.random.default_rng(0).random((6, 3, 32, 32))).astype(np.float32)
-    before, after = (onnxruntime.InferenceSession(model.SerializeToString()) for model in (host, gates.inject(host, *kind)))
+    before, after = (onnxruntime.InferenceSession(model.SerializeToString()) for model in (host, graph_backdoors.inject(host, *kind)))
     (expected,), (answered,) = (session.run(None, {"images": clean}) for session in (before, after))
     np.testing.assert_allclose(answered, expected, atol=1e-4)
-    (stamped,) = after.run(None, {"images": gates.trigger(clean)})
-    assert (stamped.argmax(1) == gates.TARGET).all()
+    (stamped,) = after.run(None, {"images": graph_backdoors.trigger(clean)})
+    assert (stamped.argmax(1) == graph_backdoors.TARGET).all()
 
 
 KERNEL, WIDE, HEAD = tiny.values(8, 3, 3, 3), tiny.values(8, 8, 3, 3), tiny.values(tiny.CLASSES, 8)
