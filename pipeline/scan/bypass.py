@@ -29,6 +29,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from pipeline.findings import Finding, Severity
 from pipeline.scan.flow import Edge, Flow
 
+STEPS = 6  # of a path, at its beginning and at its end, that a finding shows
 LEARNED = 64  # numbers in a kernel, of which DISTINCT differ: less is no learned layer
 DISTINCT = 16
 SAMPLE = 1 << 16  # numbers that are looked at to see that
@@ -81,20 +82,23 @@ class Gate(NamedTuple):
     """Where a gate joins, and what it is.
 
     node: the name of the joining node.  value: the value of the main graph that is the gate, as near to the operator that makes it one as the main graph
-    shows; None where it is inside of control flow.  crossed, other: learned numbers that the gate and what it joins have crossed.
+    shows; None where it is inside of control flow.  crossed, other: learned numbers that the gate and what it joins have crossed.  path: the
+    operators from the image to the joining one, its own the last.
     """
 
     node: str
     value: str | None
     crossed: float
     other: float
+    path: list[str]
 
 
 def check_bypass(model: ModelProto, folder: Path) -> Iterator[Finding]:
     """A gate on the pixels that joins the scores or features past learned layers which everything else crosses."""
     for gate in gates(model, folder):
-        what = f"what a gate decides after {_numbers(gate.crossed)} joins here what has crossed {_numbers(gate.other)}"
-        yield Finding(rule="graph.gate-past-the-weights", severity=Severity.HIGH, message=f"{what}: no change of weights can repair it", where=gate.node)
+        what = f"what a gate decides after {_numbers(gate.crossed)} joins here what has crossed {_numbers(gate.other)}; that is not for weights to repair"
+        path = " → ".join(["image", *gate.path[:STEPS], *(["…"] if len(gate.path) > 2 * STEPS else []), *gate.path[STEPS:][-STEPS:]])
+        yield Finding(rule="graph.gate-past-the-weights", severity=Severity.HIGH, message=f"{what} ({path})", where=gate.node)
 
 
 def gates(model: ModelProto, folder: Path) -> list[Gate]:
@@ -105,7 +109,7 @@ def gates(model: ModelProto, folder: Path) -> list[Gate]:
     for edge in flow.edges:
         if edge.node is not None and id(edge.node) not in found and (joint := costs.joint(edge)) and costs.counts(edge):
             name = edge.node.name or next((name for name in edge.node.output if name), "")
-            found[id(edge.node)] = Gate(name, flow.names.get(costs.origin(joint[0])), *joint[1:])
+            found[id(edge.node)] = Gate(name, flow.names.get(costs.origin(joint[0])), *joint[1:], costs.path(edge, joint[0]))
     return list(found.values())
 
 
@@ -154,6 +158,19 @@ class _Costs:
                 break
             place = before.pop()
         return known
+
+    def path(self, edge: Edge, place: int) -> list[str]:
+        """The operators of the cheapest way from the image to a place, and then through an edge."""
+        steps, met = [_operator(edge)], {place}
+        while before := [(self.costs[source].least, made_by, source) for made_by, source in self._sources(place) if source not in met]:
+            _, made_by, place = min(before, key=lambda step: step[0])
+            met.add(place)
+            steps += [_operator(made_by)] if made_by.node is not None else []
+        return steps[::-1]
+
+    def _sources(self, place: int) -> list[tuple[Edge, int]]:
+        """What depends on the image and gets into a place, by which edge."""
+        return [(edge, source) for edge in self.producers.get(place, []) for source, _ in self._parts(edge, [self.costs[one] for one in edge.sources])]
 
     def _parts(self, edge: Edge, costs: Sequence[Cost]) -> list[tuple[int, Cost]]:
         """Those sources that depend on the image, and their costs; what only chooses among the others is a gate."""
