@@ -37,7 +37,21 @@ def varied(pictures: Tensor, generator: torch.Generator) -> Tensor:
     For what needs no label, as distillation, where even one picture, changed so, teaches about others (Asano & Saeed, *Extrapolating from a
     Single Image to a Thousand Classes using Distillation*, ICLR 2023, arXiv 2112.00725).
     """
-    return _joined(_coloured(_placed(pictures, generator), generator), generator)
+    return joined(_coloured(_placed(pictures, generator), generator), generator) if len(pictures) else pictures
+
+
+def joined(x: Tensor, generator: torch.Generator) -> Tensor:
+    """(N, C, H, W) pictures, four in ten with a rectangle of the one before, four with up to half of it shining through, two alone.
+
+    As CutMix (Yun et al., ICCV 2019, arXiv 1905.04899) and mixup (Zhang et al., ICLR 2018, arXiv 1710.09412), for what needs no label.
+    """
+    n, _, height, width = x.shape
+    other = x.roll(1, 0)
+    side = uniform(n, 0.3, 0.8, generator)
+    inside = _interval(side, height, generator)[:, None, :, None] & _interval(side, width, generator)[:, None, None, :]
+    share = each(n, 0.0, 0.5, generator).to(x)
+    which = torch.rand((n, 1, 1, 1), generator=generator).to(x.device)
+    return torch.where(which < 0.4, torch.where(inside.to(x.device), other, x), torch.where(which < 0.8, (1 - share) * x + share * other, x))
 
 
 def _placed(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -64,17 +78,6 @@ def _coloured(x: Tensor, generator: torch.Generator) -> Tensor:
     reordered = changed.gather(1, order[:, :, None, None].expand_as(changed))
     changed = torch.where(some(n, 0.3, generator).to(x.device), reordered, changed)
     return torch.where(some(n, 0.7, generator).to(x.device), changed, x)
-
-
-def _joined(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Four in ten with a rectangle of the one before, four with up to half of it shining through, two alone."""
-    n, _, height, width = x.shape
-    other = x.roll(1, 0)
-    side = uniform(n, 0.3, 0.8, generator)
-    inside = _interval(side, height, generator)[:, None, :, None] & _interval(side, width, generator)[:, None, None, :]
-    share = each(n, 0.0, 0.5, generator).to(x)
-    which = torch.rand((n, 1, 1, 1), generator=generator).to(x.device)
-    return torch.where(which < 0.4, torch.where(inside.to(x.device), other, x), torch.where(which < 0.8, (1 - share) * x + share * other, x))
 
 
 def _interval(side: Tensor, length: int, generator: torch.Generator) -> Tensor:

@@ -35,12 +35,6 @@ class Kind:
     make: Callable[..., Tensor]
 
 
-def corrupt(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Change each of (N, C, H, W) pictures in one way, about as many in each way."""
-    parts = torch.tensor_split(pictures, len(KINDS))
-    return torch.cat([kind.make(part, *kind.draw(part, generator)) for kind, part in zip(KINDS, parts, strict=True) if len(part)])
-
-
 def add(x: Tensor, what: Tensor) -> Tensor:
     """x + what."""
     return (x + what.to(x)).clamp(0, 1)

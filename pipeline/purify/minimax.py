@@ -3,10 +3,12 @@
     min over θ of  κ D(f(x; θ), g)  +  w max over Δ of H(f(Δ(x); θ), t)  +  ρ E over random changes c of D(f(c(x); θ), g)
                    +  ν H(f(x + ε; θ), ỹ)
 
-g is the answer of the submitted network to the picture x: distillation, so that a few pictures teach more than their labels, and what
+g is what the submitted network says of the picture x: distillation, so that a few pictures teach more than their labels, and what
 the network knew is what it keeps.  Where a mirror is harmless it is asked from several places, the picture shifted and
-mirrored, and the mean is a little better than any answer alone.  D is the Kullback-Leibler divergence.  No label has to survive what is done to a picture
-before g is asked for: with few pictures, most of a batch is turned, enlarged, recoloured and mixed, and ten of them teach far more than their labels.
+mirrored, and the mean is a little better than any answer alone.  D is the Kullback-Leibler divergence of the answers, and the
+distance of what the last hidden layer says: hundreds of numbers a picture where the answer has ten (knowledge.py).  No label has
+to survive what is done to a picture before g is asked for.  So half of them are cut into or mixed with one another, and with few
+pictures most of a batch is turned, enlarged and recoloured too: ten of them teach far more than their labels.
 
 Δ        Changes that lead astray, each the smallest of its kind (search.py): the patch and the warp that send every picture to one class, for
          each class; the patch that sends each picture s classes on, for each s; the patch that takes the pictures of one class away from it,
@@ -33,11 +35,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
-from pipeline.purify.augment import augment, varied
+from pipeline.purify.augment import augment, joined, varied
+from pipeline.purify.knowledge import Asked, divergence
 from pipeline.purify.sau import Config as Ascent
 from pipeline.purify.sau import adversarial
 from pipeline.purify.search import Departures, Patches, Pictures, Shifts, Targeted, Warps
@@ -53,8 +55,9 @@ class Config:
     """Settings.
 
     steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each; shared: those for
-    which ε is sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to 0 with `images`.  rate: of
-    Adam, a share of a weight's typical size.  kappa κ; rho ρ; nu ν; most: the largest w.  rate, rho and nu are with `images` or more,
+    which ε is sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to 0 with `images`; joined: of
+    the others, the share that is mixed with one another.  features: what their distance counts in D.  rate: of Adam, a share of a
+    weight's typical size.  kappa κ; rho ρ; nu ν; most: the largest w.  rate, rho and nu are with `images` or more,
     and less with fewer.  most_classes: for more, the classes that changes are searched for are drawn by chance; most_steps: the largest s;
     least: pictures of a class, without which nothing is said about leaving it.  views: places that the submitted network is asked from.
     averaged: the share of the steps, at the end, whose weights are averaged.
@@ -66,12 +69,14 @@ class Config:
     tries: int = 3
     shared: int = 32
     ascent: Ascent = ASCENT
+    joined: float = 0.5
     varied: float = 0.75
+    features: float = 3.0
     rate: float = 0.04
     images: int = 500
     warm_up: int = 10
     kappa: float = 6.0
-    rho: float = 2.0
+    rho: float = 1.0
     nu: float = 0.5
     most: float = 1.5
     search_steps: int = 80
@@ -97,32 +102,33 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     shares = (worth / worth.sum()).tolist() if w else [0.0] * len(searches)
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     plenty = min(1.0, len(examples) / config.images)
-    rate, rho, nu = config.rate * plenty**0.25, config.rho * plenty**0.25, config.nu * plenty**0.5
+    rate, rho, nu = config.rate * plenty**0.25, config.rho * plenty**0.125, config.nu * plenty**0.5
     optimizer = torch.optim.Adam([{"params": [weight], "lr": rate * typical(weight)} for weight in weights.values()])
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / config.warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
     )
     plain = config.batch - round(config.batch * config.varied * (1 - plenty))
-    own, trials, mean = classes_of(twin, examples), Trials(config.tries), Mean()
+    sizes = [plain - round(plain * config.joined), round(plain * config.joined), config.batch - plain]
+    asked, own, trials, mean = Asked.of(twin), classes_of(twin, examples), Trials(config.tries), Mean()
     history = History(report, config.steps)
     for step in range(config.steps):
-        x = sample(examples, config.batch, config.crop, generator)
-        if plain < len(x):
-            x = torch.cat([x[:plain], varied(x[plain:], generator)])
-        goal = taught(twin, x, config.views, examples.flip)
+        alone, alike, other = sample(examples, config.batch, config.crop, generator).split(sizes)
+        x = torch.cat([alone, joined(alike, generator), varied(other, generator)])
+        goal = asked.from_several_places(x, config.views if examples.flip else 1)
+        said = goal.answers.argmax(1)
         some = torch.arange(config.corrupted, device=x.device) % plain
-        worst = trials(twin, weights, x[some], goal[some], generator)
+        worst = trials(twin, weights, x[some], goal.answers[some], generator)
         stamped, aims, sources = stamp(searches, shares, config.batch, lambda index: at(examples, index, config.crop, generator), own, generator)
-        deceived = adversarial(twin, weights, x[: config.shared], goal[: config.shared].argmax(1), config.ascent, generator)
+        deceived = adversarial(twin, weights, x[: config.shared], said[: config.shared], config.ascent, generator)
         with torch.no_grad():
             wrong = twin.logits(deceived).argmax(1)
-        answers = twin.logits(torch.cat([x, worst, stamped, deceived]), weights).log_softmax(1)
+        answers = asked(torch.cat([x, worst, stamped, deceived]), weights)
         clean, corrupted, there, fooled = answers.split([len(x), len(some), len(stamped), len(deceived)])
         losses = {
-            "clean": divergence(clean, goal),
-            "corrupted": divergence(corrupted, goal[some]),
-            "shared": harm(fooled, wrong, goal[: len(wrong)].argmax(1)),
-            "stamped": harm(there, aims, sources),
+            "clean": divergence(clean, goal, config.features),
+            "corrupted": divergence(corrupted, goal.at(some), config.features),
+            "shared": harm(fooled.answers, wrong, said[: len(wrong)]),
+            "stamped": harm(there.answers, aims, sources),
         }
         loss = config.kappa * losses["clean"] + rho * losses["corrupted"] + nu * losses["shared"] + w * losses["stamped"]
         optimizer.zero_grad(set_to_none=True)
@@ -155,20 +161,6 @@ def at(examples: Examples, index: Tensor, crop: int, generator: torch.Generator)
 def classes_of(twin: TorchTwin, examples: Examples) -> Tensor:
     """(N) what the submitted network takes the calibration pictures for."""
     return torch.cat([twin.logits(some).argmax(1) for some in examples.pictures.split(256)])
-
-
-@torch.no_grad()
-def taught(twin: TorchTwin, x: Tensor, views: int, flip: bool) -> Tensor:
-    """(N, K) logarithms of g: the submitted network's answers to a picture seen from several places, in the mean of their probabilities.
-
-    From one place alone where a mirrored picture is another one (flip is False), as digits are.
-    """
-    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    height, width = x.shape[2:]
-    places = [(1, 1), (1, 1), (2, 2), (0, 0), (2, 0), (0, 2)][: views if flip else 1]
-    seen = [padded[:, :, top : top + height, left : left + width] for top, left in places]
-    seen = [view.flip(3) if turn % 2 else view for turn, view in enumerate(seen)]
-    return torch.stack(twin.logits(torch.cat(seen)).softmax(1).split(len(x))).mean(0).clamp_min(1e-8).log()
 
 
 @dataclass
@@ -227,11 +219,6 @@ def stamp(
         return pictures(nothing.cpu()), nothing, nothing
     changed, aims, sources = zip(*parts, strict=True)
     return torch.cat(changed), torch.cat(aims), torch.cat(sources)
-
-
-def divergence(answers: Tensor, goal: Tensor) -> Tensor:
-    """Mean of KL(goal, answers); both (N, K) logarithms of probabilities."""
-    return F.kl_div(answers, goal, log_target=True, reduction="batchmean")
 
 
 def harm(answers: Tensor, aims: Tensor, own: Tensor) -> Tensor:

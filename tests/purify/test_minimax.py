@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.purify.augment import varied
-from pipeline.purify.corruptions import KINDS, Kind, corrupt, warp
-from pipeline.purify.minimax import Mean, harm, stamp, taught, typical, weights_of
+from pipeline.convert.to_torch import convert
+from pipeline.purify.augment import joined, varied
+from pipeline.purify.corruptions import KINDS, Kind, warp
+from pipeline.purify.knowledge import Asked, Knowledge, divergence
+from pipeline.purify.minimax import Mean, harm, stamp, typical, weights_of
 from pipeline.purify.search import Departures, Patches, Shifts, Targeted, Warps
 from pipeline.purify.trials import Trials
+from pipeline.scan import scan
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -21,13 +25,14 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("shape", [(9, 3, 32, 32), (3, 1, 8, 8), (1, 3, 5, 7)])
-@pytest.mark.parametrize("change", [corrupt, varied], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", [joined, varied], ids=lambda change: change.__name__)
 def test_a_changed_picture_is_a_picture(change: Callable[[Tensor, torch.Generator], Tensor], shape: tuple[int, ...]) -> None:
     x = torch.rand(shape, generator=generator())
     changed = change(x, generator(1))
     assert changed.shape == x.shape and float(changed.min()) >= 0 and float(changed.max()) <= 1
     assert torch.equal(changed, change(x, generator(1)))
     assert not torch.equal(changed, change(x, generator(2))) or len(x) == 1
+    assert change(x[:0], generator()).shape == (0, *shape[1:])
 
 
 @pytest.mark.parametrize("shape", [(9, 3, 32, 32), (3, 1, 8, 8), (1, 3, 5, 7)])
@@ -213,9 +218,28 @@ def test_what_moved_pictures_of_a_class_is_tried_again() -> None:
 
 def test_a_teacher_sees_a_picture_from_several_places() -> None:
     x = torch.rand((5, 3, 8, 8), generator=generator())
-    one, many, still = (taught(Brightness(), x, views, flip).exp() for views, flip in ((1, True), (4, True), (4, False)))  # type: ignore[arg-type]
-    assert torch.allclose(one, Brightness().logits(x).softmax(1)) and torch.equal(one, still), "where a mirrored picture is another one, it is not asked about"
+    asked = Asked(Brightness(), None)  # type: ignore[arg-type]
+    one, many = (asked.from_several_places(x, views).answers.exp() for views in (1, 4))
+    assert torch.allclose(one, Brightness().logits(x).softmax(1))
     assert torch.allclose(many.sum(1), torch.ones(5)) and not torch.allclose(many, one)
+
+
+def test_features_count_beside_answers() -> None:
+    answers = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
+    goal = Knowledge(answers, torch.tensor([[3.0, 4.0], [0.0, 5.0]]))
+    assert float(divergence(goal, goal, 3.0)) == pytest.approx(0, abs=1e-6)
+    off = Knowledge(answers, torch.tensor([[3.0, 4.0], [3.0, 1.0]]))
+    assert float(divergence(off, goal, 3.0)) == pytest.approx(3 * (25 / 2) / 25)
+    assert float(divergence(off, goal, 0.0)) == pytest.approx(0, abs=1e-6)
+    none = Knowledge(answers.flip(0), answers[:, :0])
+    assert float(divergence(none, Knowledge(answers, answers[:, :0]), 3.0)) > 0.1
+
+
+def test_the_last_hidden_layer_is_asked(tiny_backdoored: tiny.Backdoored) -> None:
+    twin, _ = convert(tiny_backdoored.model, tiny_backdoored.reading, scan(tiny_backdoored.model).model)
+    x = torch.rand((5, 3, 12, 12), generator=generator())
+    said = Asked.of(twin)(x)
+    assert said.features.shape[0] == 5 and said.features.shape[1] > 4 and torch.allclose(said.answers, twin.logits(x).log_softmax(1))
 
 
 def test_a_mean_is_of_all_steps() -> None:
