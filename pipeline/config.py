@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -10,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import SpecRefused
+from pipeline.findings import Severity
 from pipeline.images import InputSpec
 from pipeline.triggers import KINDS, TriggerSpec
 
@@ -55,17 +57,34 @@ class Purify(_Section):
     seconds: Positive = 1800.0
 
 
+class Waiver(_Section):
+    """A finding that somebody answers for, until a day.
+
+    rule: of the finding.  where: where it is; None: everywhere.  owner: who answers for it.  expires: the last day.  why: a sentence for the report.
+    """
+
+    rule: Annotated[str, Field(min_length=1)]
+    where: str | None = None
+    owner: Annotated[str, Field(min_length=1)]
+    expires: date
+    why: Annotated[str, Field(min_length=1)]
+
+
 class Policy(_Section):
     """What is good enough.
 
-    max_asr: the highest ASR of any trigger.  max_accuracy_drop: the most accuracy that a repair may cost.  min_accuracy: the
-    least accuracy of the file that goes into production.  min_images: fewer hold-out images than this judge nothing.
+    max_asr: the highest ASR of any trigger.  max_accuracy_drop: the most accuracy that a repair may cost; max_class_drop: on any one class, None: whatever.
+    min_accuracy: the least accuracy of the file that goes into production.  min_images: fewer hold-out images than this judge nothing.
+    reject: findings of this severity and above reject, but for waivers.
     """
 
     max_asr: Share = 0.10
     max_accuracy_drop: Share = 0.03
+    max_class_drop: Share | None = None
     min_accuracy: Share = 0.0
     min_images: Annotated[int, Field(ge=1)] = 50
+    reject: Severity = Severity.HIGH
+    waivers: list[Waiver] = []
 
 
 class LimitSpec(_Section):

@@ -59,7 +59,8 @@ class Dossier:
         spec = self.spec.model_dump(mode="json", exclude={"data", "triggers", "limits"})
         images = {"calibration": self.inputs.calibration, "holdout": self.inputs.holdout}
         model = self.artifact.digest if self.artifact else self.sha256
-        return digest([model, spec, images, self.inputs.triggers, self.seed, self.device, version(), sorted(self.failures)])
+        holding = [waiver.expires >= today() for waiver in self.spec.policy.waivers]
+        return digest([model, spec, images, self.inputs.triggers, self.seed, self.device, version(), sorted(self.failures), holding])
 
     def report(self) -> AuditReport:
         """Decide, and say everything."""
@@ -70,6 +71,8 @@ class Dossier:
             failures=self.failures,
             submitted=self.submitted,
             parity=self.imported.parity if self.imported else None,
+            calibrated=self.inputs.calibrated,
+            today=today(),
             remaining=self.rescanned.findings if self.rescanned else None,
             purified=after,
         )
@@ -189,6 +192,11 @@ class Dossier:
             "input_example": "input_example.npy" if model else None,
             "description": description,
         }
+
+
+def today() -> datetime.date:
+    """The day, in UTC, that waivers expire by."""
+    return datetime.datetime.now(datetime.UTC).date()
 
 
 def _best_of(scores: Mapping[str, Rate]) -> tuple[str, str]:

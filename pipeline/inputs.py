@@ -20,7 +20,7 @@ class Inputs:
     """JSON all through, files as digests, so that it can key what is computed from it.
 
     calibration, holdout: {"images": digest, "labels": digest}.  triggers: as in the spec, with digests for paths, and target and
-    source resolved.  shape: (H, W, C) of the images.
+    source resolved.  shape: (H, W, C) of the images.  calibrated: the classes that calibration images are of.
     """
 
     spec: AuditSpec
@@ -28,6 +28,7 @@ class Inputs:
     holdout: dict[str, str]
     triggers: list[dict[str, Any]]
     shape: tuple[int, int, int]
+    calibrated: frozenset[int]
 
 
 def prepare(spec: AuditSpec, data: Path | None, *, seed: int, store: Store) -> Inputs:
@@ -38,14 +39,15 @@ def prepare(spec: AuditSpec, data: Path | None, *, seed: int, store: Store) -> I
         raise ImagesRefused(f"calibration images are {shape} and hold-out images {holdout.images.shape[1:]}; one size is expected")
     triggers = []
     for trigger in spec.triggers:
-        classes = {"target": spec.target_of(trigger), "source": spec.source_of(trigger)}
+        aims = {"target": spec.target_of(trigger), "source": spec.source_of(trigger)}
         try:
             trigger.build(shape[2])(holdout.pictures()[:1])
         except ValueError as error:
             raise SpecRefused(f"trigger {trigger.name!r}: {error}") from error
         files = {field: store.put(Path(path)) for field, path in trigger.files().items()}
-        triggers.append({**trigger.model_dump(mode="json"), **files, **classes})
-    return Inputs(spec=spec, calibration=_keep(calibration, store), holdout=_keep(holdout, store), triggers=triggers, shape=shape)
+        triggers.append({**trigger.model_dump(mode="json"), **files, **aims})
+    classes = frozenset(map(int, calibration.labels))
+    return Inputs(spec=spec, calibration=_keep(calibration, store), holdout=_keep(holdout, store), triggers=triggers, shape=shape, calibrated=classes)
 
 
 def _images(spec: AuditSpec, data: Path | None, seed: int) -> tuple[CalibrationSet, HoldoutSet]:

@@ -47,7 +47,7 @@ class Attack(Value):
     """What a trigger does to a model.
 
     asr: share of triggered images, of other true classes than the target, that go to the target.  ra: share of the same images
-    that keep their true label.  source: the only true class that was triggered; None: all of them.
+    that keep their true label.  changed: those of them that the trigger changes at all.  source: the only true class that was triggered; None: all of them.
     """
 
     name: Printable
@@ -56,18 +56,25 @@ class Attack(Value):
     source: int | None = None
     asr: Rate
     ra: Rate
+    changed: Rate
 
 
 class Measurement(Value):
     """A file as onnxruntime sees it on the hold-out images.
 
-    classes: how many the model has.  answered: how many of them it ever gave to a clean image.  provider: the one that really ran.
+    classes: how many the model has.  answered: how many of them it ever gave to a clean image; commonest: images that were given the class which was
+    given most.  by_class: accuracy on the images of each class, None where there are none.  repeated: of the images that were asked about twice, those
+    that got the same class.  improbable: images whose scores, said to be probabilities, are none.  provider: the one that really ran.
     """
 
     clean: Rate
     attacks: list[Attack]
     classes: int = Field(ge=2)
     answered: int = Field(ge=1)
+    commonest: Rate
+    by_class: list[Rate | None]
+    repeated: Rate
+    improbable: int = Field(ge=0)
     provider: str
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImagesRefused, ModelRefused, SpecRefused
-from pipeline.evaluate.session import Classifier
+from pipeline.evaluate.session import Classifier, improbable_rows
 from pipeline.images import LabelledImages
 from pipeline.results import Attack, Measurement, Rate
 
@@ -46,28 +46,30 @@ def measure(
     `progress` is told images done and images in all.  Raises ImagesRefused when a label lies outside the model's classes or a
     trigger finds no image to judge it, ModelRefused when a score is NaN.
     """
-    correct, classes = 0, 0
-    answered: set[int] = set()
-    hits = np.zeros((len(attacks), 3), np.int64)  # to the target, still right, of how many
+    classes, improbable, repeated = 0, 0, Rate.of(0, 1)
+    given = np.zeros((0, 0), np.int64)  # true class, class that was given -> images
+    hits = np.zeros((len(attacks), 4), np.int64)  # to the target, still right, changed, of how many
     done = 0
     for pictures, labels in images.batches(BATCH):
         scores = classifier(pictures)
         check_labels(labels, scores.shape[1])
-        predicted = top(scores)
-        correct += int((predicted == labels).sum())
-        classes = scores.shape[1]
-        answered.update(predicted.tolist())
+        predicted, classes = top(scores), scores.shape[1]
+        if not done:
+            given = np.zeros((classes, classes), np.int64)
+            repeated = Rate.of(int((top(classifier(pictures)) == predicted).sum()), len(labels))
+        np.add.at(given, (labels, predicted), 1)
+        improbable += improbable_rows(scores) if classifier.probabilities else 0
         for row, attack in enumerate(attacks):
             hits[row] += _attacked(classifier, attack, pictures, labels)
         done += len(labels)
         if progress is not None:
             progress(done, len(images))
-    for attack, (_, _, total) in zip(attacks, hits, strict=True):
+    for attack, (*_, total) in zip(attacks, hits, strict=True):
         if total == 0:
             why = f"every image is of its target class {attack.target}" if attack.source is None else f"no image is of its source class {attack.source}"
             raise ImagesRefused(f"trigger {attack.name!r} cannot be judged: {why}")
     return Measurement(
-        clean=Rate.of(correct, len(images)),
+        clean=Rate.of(int(given.trace()), len(images)),
         attacks=[
             Attack(
                 name=attack.name,
@@ -76,34 +78,41 @@ def measure(
                 source=attack.source,
                 asr=Rate.of(int(went), int(total)),
                 ra=Rate.of(int(kept), int(total)),
+                changed=Rate.of(int(moved), int(total)),
             )
-            for attack, (went, kept, total) in zip(attacks, hits, strict=True)
+            for attack, (went, kept, moved, total) in zip(attacks, hits, strict=True)
         ],
         classes=classes,
-        answered=len(answered),
+        answered=int(given.any(0).sum()),
+        commonest=Rate.of(int(given.sum(0).max()), len(images)),
+        by_class=[Rate.of(int(row[place]), int(row.sum())) if row.any() else None for place, row in enumerate(given)],
+        repeated=repeated,
+        improbable=improbable,
         provider=classifier.provider,
     )
 
 
-def _attacked(classifier: Classifier, attack: KnownAttack, pictures: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[int, int, int]:
+def _attacked(classifier: Classifier, attack: KnownAttack, pictures: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[int, int, int, int]:
     judged = np.ones(len(labels), bool)
     if attack.target != "next":
         judged &= labels != attack.target
     if attack.source is not None:
         judged &= labels == attack.source
     if not judged.any():
-        return 0, 0, 0
+        return 0, 0, 0, 0
     pictures, labels = pictures[judged], labels[judged]
     try:
         triggered = attack.trigger(pictures)
     except ValueError as error:
         raise SpecRefused(f"trigger {attack.name!r}: {error}") from error
-    scores = classifier(np.clip(triggered, 0, 1, dtype=np.float32))
+    triggered = np.clip(triggered, 0, 1, dtype=np.float32)
+    scores = classifier(triggered)
     if attack.target != "next" and attack.target >= scores.shape[1]:
         raise SpecRefused(f"trigger {attack.name!r} aims at class {attack.target}, and the model has {scores.shape[1]} classes")
     goal = (labels + 1) % scores.shape[1] if attack.target == "next" else attack.target
     predicted = top(scores)
-    return int((predicted == goal).sum()), int((predicted == labels).sum()), len(labels)
+    changed = (triggered != pictures).reshape(len(labels), -1).any(1)
+    return int((predicted == goal).sum()), int((predicted == labels).sum()), int(changed.sum()), len(labels)
 
 
 def top(scores: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -135,9 +135,12 @@ def run_all(model: bytes, x: NDArray[Any]) -> dict[str, NDArray[Any]]:
 
 def probable(scores: NDArray[np.float32]) -> bool:
     """Whether (N, K) scores look like probabilities: none negative, each row summing to 1; of one unit, each in 0..1."""
-    if scores.shape[1] == 1:
-        return bool(((scores >= 0) & (scores <= 1)).all())
-    return bool((scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-3))
+    return improbable_rows(pair(scores, probabilities=True)) == 0
+
+
+def improbable_rows(scores: NDArray[np.float32]) -> int:
+    """How many of (N, K) rows, K of at least 2, are no probabilities."""
+    return int(((scores < 0).any(1) | ~np.isclose(scores.sum(1), 1, atol=1e-3)).sum())
 
 
 def _first_line(error: Exception) -> str:

@@ -37,6 +37,7 @@ def render_html(report: AuditReport, *, plots: Mapping[str, bytes]) -> str:
             report=report,
             sentence=summary.SENTENCES[report.verdict],
             rows=summary.summary_rows(report),
+            worst=summary.worst_class(report),
             gaps=summary.gaps(report),
             outcomes=Counter(str(check.outcome) for check in report.checks),
             findings=sorted(report.findings, key=lambda finding: -finding.severity.rank),

@@ -74,6 +74,15 @@ def rows_between(before: Measurement | None, after: Measurement | None) -> list[
     return rows
 
 
+def worst_class(report: AuditReport) -> tuple[int, Rate, Rate] | None:
+    """The class whose accuracy the repair costs most, before and after; None where nothing was repaired or nothing is lost on any."""
+    if report.submitted is None or report.purified is None:
+        return None
+    pairs = enumerate(zip(report.submitted.by_class, report.purified.by_class, strict=True))
+    lost = [(label, one, other) for label, (one, other) in pairs if one is not None and other is not None and other.rate < one.rate]
+    return max(lost, key=lambda row: row[1].rate - row[2].rate, default=None)
+
+
 def _attacks(measurement: Measurement | None) -> Iterator[tuple[tuple[str, Literal["known", "recovered"], Target, int], Attack]]:
     seen: Counter[tuple[str, str, Target]] = Counter()
     for attack in measurement.attacks if measurement else ():

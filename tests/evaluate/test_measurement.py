@@ -23,7 +23,7 @@ TRIGGER = Patch(np.full((3, 3, 3), 1, np.float32), np.ones((3, 3), np.float32), 
 class Linear:
     """A classifier of 8x8 pictures whose scores are a random projection; it keeps the sizes of the batches it saw."""
 
-    provider = "TestProvider"
+    provider, probabilities = "TestProvider", False
 
     def __init__(self, classes: int = 4, seed: int = 0) -> None:
         self.weights = np.random.default_rng(seed).normal(size=(192, classes)).astype(np.float32)
@@ -101,6 +101,33 @@ def test_batches_on_a_memory_map_give_the_same(folder: Path) -> None:
     assert seen == [(BATCH, len(images)), (2 * BATCH, len(images)), (len(images), len(images))]
     correct, hits, kept, total = naive(Linear(), images, attacks[0])
     assert (found.clean.hits, found.attacks[0].asr.hits, found.attacks[0].ra.hits, found.attacks[0].asr.total) == (correct, hits, kept, total)
+
+
+def test_what_makes_figures_mean_little() -> None:
+    """What is answered most, what is answered otherwise when it is asked again, and what is no probability."""
+    images = LabelledImages(np.zeros((10, 8, 8, 3), np.uint8), np.array([2] * 6 + [0, 1, 1, 1]))
+    found = measure(Says([0, 0, 1, 0]), images, [])
+    assert (found.commonest.hits, found.commonest.total, found.repeated.hits) == (10, 10, 10)
+    assert [rate and (rate.hits, rate.total) for rate in found.by_class] == [(0, 1), (0, 3), (6, 6), None]
+
+    class Fickle(Says):
+        def __call__(self, pictures: np.ndarray) -> np.ndarray:
+            self.scores = np.roll(self.scores, 1)
+            return super().__call__(pictures)
+
+    assert measure(Fickle([0, 0, 1, 0]), images, []).repeated.hits == 0
+    for scores, wrong in (([0, 0.5, 0.5, 0], 0), ([0, 0.5, 0.6, 0], 10), ([-0.5, 0.5, 0.5, 0.5], 10)):
+        says = Says(scores)
+        assert measure(says, images, []).improbable == 0, "nobody says that they are probabilities"
+        says.probabilities = True
+        assert measure(says, images, []).improbable == wrong
+
+
+def test_a_trigger_that_changes_nothing() -> None:
+    white = LabelledImages(np.full((8, 8, 8, 3), 255, np.uint8), np.arange(8) % 4)
+    half = LabelledImages(np.concatenate([white.images[:4], np.zeros((4, 8, 8, 3), np.uint8)]), white.labels)
+    assert measure(Linear(), white, [KnownAttack("a", TRIGGER, 1)]).attacks[0].changed.hits == 0
+    assert (found := measure(Linear(), half, [KnownAttack("a", TRIGGER, 1)]).attacks[0].changed).hits == 3 and found.total == 6
 
 
 def test_no_attack_is_no_attack() -> None:

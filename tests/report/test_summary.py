@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from pipeline.findings import Check, Outcome
 from pipeline.report.model import AuditReport, Stage
-from pipeline.report.summary import Row, escaped, gaps, markdown, summary_rows, target_text, why
+from pipeline.report.summary import Row, escaped, gaps, markdown, summary_rows, target_text, why, worst_class
 from pipeline.results import Attack, Rate
 from pipeline.verdict import Reason
 
@@ -49,7 +49,7 @@ def test_rows_are_accuracy_and_then_asr_and_ra_of_each_attack(full: AuditReport)
 def test_an_attack_that_was_measured_on_one_side_only_keeps_its_row(full: AuditReport) -> None:
     assert full.submitted is not None
     assert full.purified is not None
-    more = Attack(name="late", kind="recovered", target=4, asr=Rate.of(1, 9), ra=Rate.of(8, 9))
+    more = Attack(name="late", kind="recovered", target=4, asr=Rate.of(1, 9), ra=Rate.of(8, 9), changed=Rate.of(9, 9))
     report = full.model_copy(update={"purified": full.purified.model_copy(update={"attacks": [more]})})
     by_name = {(row.name, row.metric): row for row in summary_rows(report)}
     assert by_name["trojan", "ASR"].after is None
@@ -60,7 +60,7 @@ def test_an_attack_that_was_measured_on_one_side_only_keeps_its_row(full: AuditR
 def test_attacks_with_one_name_are_paired_in_their_order(full: AuditReport) -> None:
     assert full.submitted is not None
     assert full.purified is not None
-    first, second = (Attack(name="twin", kind="known", target=1, asr=Rate.of(hits, 9), ra=Rate.of(0, 9)) for hits in (3, 5))
+    first, second = (Attack(name="twin", kind="known", target=1, asr=Rate.of(hits, 9), ra=Rate.of(0, 9), changed=Rate.of(9, 9)) for hits in (3, 5))
     report = full.model_copy(
         update={
             "submitted": full.submitted.model_copy(update={"attacks": [first, second]}),
@@ -135,7 +135,7 @@ def test_hostile_text_stays_text_in_markdown(text: str) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_breaks_neither_table_nor_list(full: AuditReport, text: str) -> None:
-    attack = Attack(name=text, kind="known", target=0, asr=Rate.of(1, 2), ra=Rate.of(1, 2))
+    attack = Attack(name=text, kind="known", target=0, asr=Rate.of(1, 2), ra=Rate.of(1, 2), changed=Rate.of(2, 2))
     assert full.submitted is not None
     report = full.model_copy(
         update={
@@ -154,3 +154,9 @@ def test_hostile_text_breaks_neither_table_nor_list(full: AuditReport, text: str
 def test_markdown_without_a_measurement_says_why(minimal: AuditReport) -> None:
     assert "Nothing was measured: the scan failed." in markdown(minimal)
     assert "|" not in markdown(minimal)
+
+
+def test_the_class_that_pays_most(full: AuditReport) -> None:
+    found = worst_class(full)
+    assert found is not None and found[0] == 9 and found[1].hits - found[2].hits == 65
+    assert worst_class(full.model_copy(update={"purified": None})) is None
