@@ -202,6 +202,10 @@ class Shifts(Patches):
         """(N) the class that lies so many steps behind a picture's own."""
         return (own + self.classes[which]) % self.count
 
+    def vary(self, pictures: Tensor, which: Tensor, generator: torch.Generator) -> Tensor:
+        """As they were found: a bolder one sends pictures to some class of its own, and no longer on."""
+        return self.change(pictures, which)
+
     def aim(self, row: int) -> str:
         """How many steps."""
         return f"to each class + {int(self.classes[row])}"

@@ -255,3 +255,10 @@ def test_varied_pictures_are_made_of_those_given() -> None:
     changed = varied(gray, generator())
     assert float((changed - 0.5).abs().max()) <= 0.2 + 1e-5  # the tint
     assert torch.equal(varied(gray[:1], generator(3)), varied(gray[:1], generator(3)))
+
+
+def test_patches_that_send_on_are_stamped_as_they_were_found() -> None:
+    x, which = torch.rand((6, 1, 8, 8), generator=generator()), torch.zeros(6, dtype=torch.int64)
+    shifts, patches = Shifts(torch.arange(1, 3), x[:1], generator(), count=3), Patches(torch.arange(2), x[:1], generator())
+    assert torch.equal(shifts.vary(x, which, generator()), shifts.change(x, which))
+    assert not torch.equal(patches.vary(x, which, generator()), patches.change(x, which))
