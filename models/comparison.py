@@ -60,7 +60,7 @@ class Row:
     """What came of it, in 0..1 on the hold-out images.
 
     seconds: of the purifier alone.  altered: the largest ASR of slightly altered triggers.  relearnt_5, relearnt_50: ASR after a short
-    fine-tuning with so many poisoned samples.  Those three are NaN where they were not asked for.  error: why there is nothing.
+    fine-tuning with so many poisoned samples.  Those three are NaN where they were not asked for, or where it diverged.  error: why there is nothing.
     """
 
     victim: str
@@ -146,6 +146,8 @@ class Victim:
         for samples in (5, 50):
             attack = self.attack
             weights = relearnt(twin.to(self.device), self.pool, attack.trigger, attack.target, source=attack.source, samples=samples, seed=seed)
+            if not all(np.isfinite(values).all() for values in weights.values()):
+                continue  # it diverged: nothing can be said of it
             with tempfile.TemporaryDirectory() as folder:
                 files, _ = write_back(model, ["model.onnx"], weights, Path(folder))
                 found[f"relearnt_{samples}"] = self.measured(files["model.onnx"]).attacks[0].asr.rate

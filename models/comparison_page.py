@@ -9,7 +9,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import ceil, isnan
+from math import ceil, isnan, nan
 from operator import attrgetter
 from pathlib import Path
 
@@ -49,8 +49,11 @@ def comparable(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def mean(rows: Sequence[Row], figure: Callable[[Row], float]) -> float:
-    """The mean over victims of the mean over seeds."""
-    return statistics.mean(statistics.mean(figure(row) for row in rows if row.victim == victim) for victim in {row.victim for row in rows})
+    """The mean over victims of the mean over seeds, of the runs that have the figure; NaN where none has."""
+    known = [row for row in rows if not isnan(figure(row))]
+    if not known:
+        return nan
+    return statistics.mean(statistics.mean(figure(row) for row in known if row.victim == victim) for victim in {row.victim for row in known})
 
 
 def table(rows: Sequence[Row]) -> list[str]:

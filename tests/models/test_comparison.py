@@ -92,6 +92,7 @@ def test_tables_average_over_what_every_method_ran_on_and_put_the_best_first(fol
     assert lines[0] == "### One image a class" and "over 1 victim." in lines[2]
     assert lines[6] == "| good | 10.0 | 2.0 | 4.0 | 70.0 | 0.980 | – | –, – | 3 | 2 |"
     assert lines[7].startswith("| bad | 10.0 | 100.0 | 100.0 |")
+    assert "| 0.100 | 20.0 | –, 50.0 |" in table([row("deep", der=0.1, altered=0.2, relearnt_50=0.5), row("deep", victim="two", der=0.1)])[6]
     assert "| two | 90.0 / 100.0 | – | 80.0 / 90.0 |" in by_victim(rows)
     write_page(folder / "page.md", rows, judges=500, device="cpu")
     page = (folder / "page.md").read_text()
