@@ -115,8 +115,8 @@ def test_a_model_with_two_inputs(here: Place, images: Path) -> None:
     assert "2 inputs" in refused(here, "run", "two.onnx", "--data", images)
 
 
-def gated(path: Path, vendor: Path, *, by_pixels: bool) -> Path:
-    """The vendor's model, which answers other scores when a pixel is white, or when there is no image at all."""
+def gated(path: Path, vendor: Path, *, by_pixels: bool, hidden: bool = False) -> Path:
+    """The vendor's model, which answers other scores when a pixel is white, or when there is no image at all; hidden: all of that in a local function."""
     proto = onnx.load(vendor)
     graph, (scores,) = proto.graph, proto.graph.output
     for step in graph.node:
@@ -126,14 +126,21 @@ def gated(path: Path, vendor: Path, *, by_pixels: bool) -> Path:
         f"{name}_branch": helper.make_graph([helper.make_node(operator, ["scores"], [name])], name, [], [helper.make_tensor_value_info(name, 1, None)])
         for name, operator in (("then", "Identity"), ("else", "Neg"))
     }
-    graph.node.extend([*judged, helper.make_node("Cast", ["judged"], ["which"], to=TensorProto.BOOL)])
-    graph.node.append(helper.make_node("If", ["which"], [scores.name], name="gate", **branches))
+    steps = [*judged, helper.make_node("Cast", ["judged"], ["which"], to=TensorProto.BOOL)]
+    steps.append(helper.make_node("If", ["which"], [scores.name], name="gate", **branches))
+    if hidden:
+        proto.functions.append(helper.make_function("local", "Head", ["scores", "images"], [scores.name], steps, [proto.opset_import[0]]))
+        proto.opset_import.append(helper.make_opsetid("local", 1))
+        steps = [helper.make_node("Head", ["scores", "images"], [scores.name], domain="local")]
+    graph.node.extend(steps)
     onnx.save(proto, path)
     return path
 
 
-def test_control_flow_that_depends_on_the_image_is_rejected(here: Place, model: Path, images: Path) -> None:
-    path = gated(here.folder / "gated.onnx", model, by_pixels=True)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_control_flow_that_depends_on_the_image(here: Place, model: Path, images: Path, hidden: bool) -> None:
+    """It is cut out where it can be reached, and rejected where it cannot."""
+    path = gated(here.folder / "gated.onnx", model, by_pixels=True, hidden=hidden)
     assert "which branch of an If runs depends on the values of the image" in refused(here, "import", path)
     looked = here.command("scan", path)
     assert looked.returncode == 1
@@ -141,9 +148,14 @@ def test_control_flow_that_depends_on_the_image_is_rejected(here: Place, model: 
     done = here.command("run", path, "--data", images, "--out", "out")
     assert done.returncode == 1, done.stderr
     report = json.loads((here.folder / "out" / "report.json").read_text())
-    assert report["verdict"] == "REJECT"
-    assert {"graph.data-dependent-control-flow", "import.failed"} <= {reason["code"] for reason in report["reasons"]}
+    codes = {reason["code"] for reason in report["reasons"]}
+    assert {"graph.data-dependent-control-flow", "graph.gate-past-the-weights"} <= codes
     assert report["submitted"]["clean"]["rate"] > 0.9  # it can still be measured
+    if hidden:
+        assert report["verdict"] == "REJECT" and "import.failed" in codes and report["gates"] == []
+    else:
+        assert report["verdict"] == "REPAIRED" and report["gates"][0]["steady"]
+        assert report["purified"]["clean"] == report["submitted"]["clean"]
 
 
 def test_control_flow_that_depends_on_shapes_is_no_finding(here: Place, model: Path) -> None:
