@@ -163,6 +163,7 @@ def _cut_out(found: Dossier, line: Line, request: Json, judged: Json) -> bool:
     """Watch the gates in the graph; where they can be cut out, the graph without them is the repaired file, looked at and measured like any other."""
     found.gates = line("gates", GatesResult, request)
     if found.gates.cut is None:
+        found.remarks.append(Reason(code="gates.not-cut", text=f"The gates in the graph were not cut out of it: {found.gates.why}."))
         return False
     repaired = {"model": found.gates.cut.model_dump()}
     found.written = WriteBackResult(model=found.gates.cut, changes=[])
