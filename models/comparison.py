@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
 from math import isnan, nan
@@ -42,6 +43,7 @@ from pipeline.scan import scan
 from pipeline.twin import choose_device
 
 ONE_A_CLASS = 1  # as a number of images: one of each class
+TWIN = "clean twin"  # as a method: no repair, but a network that never saw the trigger
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Victim:
         if self.spec.input is None or not self.spec.triggers:
             raise ValueError(f"the audit.yaml of {folder} must say how the model reads images, and its trigger")
         self.reading, self.facts = self.spec.input, scan(self.model).model
-        self.holdout, self.pool = split(_images(self.spec), calibration=judges, seed=0)
+        self.holdout, self.pool = split(all_images(self.spec), calibration=judges, seed=0)
         self.attack = _attack(self.spec)
         self.before = self.measured(self.model)
 
@@ -153,6 +155,12 @@ class Victim:
                 found[f"relearnt_{samples}"] = self.measured(files["model.onnx"]).attacks[0].asr.rate
         return found
 
+    def beside(self, job: Job, twin: Path) -> Row:
+        """What a clean network of the same kind does, twin being its folder: on the same images, with the same trigger."""
+        reading = read_spec(twin / "audit.yaml").input
+        held = HoldoutSet(self.holdout.images, self.holdout.labels)
+        return self._row(job, measure(Classifier(twin / "model.onnx", reading or self.reading, device=self.device.type), held, [self.attack]), 0.0, "")
+
     def failed(self, job: Job, error: Exception) -> Row:
         """A purification that came to nothing."""
         return self._row(job, self.before, 0.0, printable(f"{type(error).__name__}: {error}"))
@@ -176,7 +184,7 @@ class Victim:
         )
 
 
-def _images(spec: AuditSpec) -> LabelledImages:
+def all_images(spec: AuditSpec) -> LabelledImages:
     """All the images that a spec names."""
     paths = [path for path in (spec.data.images, spec.data.calibration, spec.data.holdout) if path is not None]
     parts = [read(path, labels=spec.labels) for path in paths]
@@ -192,7 +200,7 @@ def _attack(spec: AuditSpec) -> KnownAttack:
 _victims: dict[str, Victim] = {}  # of a worker process: a victim is measured once
 
 
-def _work(job: Job, judges: int, device: str, threads: int, depth: bool) -> Row:
+def _work(job: Job, judges: int, device: str, threads: int, depth: bool, twin: Path | None) -> Row:
     keep_freed_memory()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -201,7 +209,7 @@ def _work(job: Job, judges: int, device: str, threads: int, depth: bool) -> Row:
         _victims[job.victim] = Victim(Path(job.victim), judges=judges, device=device)
     victim = _victims[job.victim]
     try:
-        return victim.purified(job, depth=depth)
+        return victim.purified(job, depth=depth) if twin is None else victim.beside(job, twin)
     except (AuditError, ValueError, RuntimeError) as error:
         return victim.failed(job, error)
 
@@ -214,23 +222,27 @@ def compare(
     device: str,
     workers: int | None = None,
     depth: bool = False,
+    twins: Sequence[Path] = (),
     listener: Callable[[Row, int, int], None] | None = None,
 ) -> list[Row]:
     """Make what is missing of the jobs, each row written as soon as it is there; returns the rows of all of them.
 
-    judges: hold-out images a victim.  depth: also see whether backdoors come back.  listener: told each new row, how many are done and how many there are.
+    judges: hold-out images a victim.  depth: also see whether backdoors come back.  twins: folders of clean networks, whose ASR is what a perfect repair would
+    leave; each for the victims of its kind.  listener: told each new row, how many are done and how many there are.
     """
     jobs = list(jobs)
+    beside = {Job(victim, TWIN, twin.name, 0, 0): twin for victim in {job.victim for job in jobs} for twin in twins if kind_of(twin) == kind_of(Path(victim))}
     digests = {victim: sha256(Path(victim) / "model.onnx") for victim in {job.victim for job in jobs}}
     places = {digest: victim for victim, digest in digests.items()}  # a row is known by its model, wherever that lay
     known = {row.job: row for row in (replace(row, victim=places.get(row.model, row.victim)) for row in load(rows_file))}
     missing = [job for job in jobs if job not in known or known[job].model != digests[job.victim] or known[job].error or (depth and isnan(known[job].altered))]
+    missing += [job for job in beside if job not in known]
     cores = len(os.sched_getaffinity(0))
     workers = workers or (1 if device == "cuda" else cores)
     rows_file.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(rows_file, to_csv(known.values()))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)) as pool:
-        pending = {pool.submit(_work, job, judges, device, max(1, cores // workers), depth): job for job in missing}
+        pending = {pool.submit(_work, job, judges, device, max(1, cores // workers), depth, beside.get(job)): job for job in missing}
         for done, future in enumerate(as_completed(pending), start=1):
             row = future.result()
             known[row.job] = row
@@ -238,6 +250,15 @@ def compare(
             if listener is not None:
                 listener(row, done, len(missing))
     return [known[job] for job in jobs]
+
+
+def kind_of(victim: Path) -> tuple[str, str] | None:
+    """Data set and network of a victim, as its card says; None where it has none."""
+    try:
+        recipe = json.loads((victim / "card.json").read_text())["recipe"]
+        return str(recipe["data"]), str(recipe["network"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load(path: Path) -> list[Row]:

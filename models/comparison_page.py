@@ -13,10 +13,14 @@ from math import ceil, isnan, nan
 from operator import attrgetter
 from pathlib import Path
 
-from models.comparison import ONE_A_CLASS, Row, name_of, to_csv
+from models.comparison import ONE_A_CLASS, TWIN, Row, name_of, to_csv
 from pipeline.artifact import atomic_write
 from pipeline.twin import choose_device
 
+FLOOR = (
+    " Where it stands, *clean twin* is what clean networks of the same kind make of the same triggered images, in the mean: what is covered up, no network"
+    " sees, so this and not 0 is what a perfect repair would leave."
+)
 FIGURES = ("asr", "ra", "der", "altered", "relearnt_5", "relearnt_50", "seconds")
 
 
@@ -36,7 +40,7 @@ def group_of(victim: str) -> str:
 def sections(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
     """Title and rows of each group of victims with each number of images."""
     for group in sorted({group_of(row.victim) for row in rows}):
-        for images in sorted({row.images for row in rows if group_of(row.victim) == group}):
+        for images in sorted({row.images for row in rows if group_of(row.victim) == group and row.method != TWIN}):
             size = "one image a class" if images == ONE_A_CLASS else f"{images} images"
             yield f"{group}: {size}" if group else size.capitalize(), [row for row in rows if group_of(row.victim) == group and row.images == images]
 
@@ -89,13 +93,20 @@ def by_victim(rows: Sequence[Row]) -> list[str]:
     lines = []
     for title, some in sections(rows):
         names = sorted({name_of(row) for row in some})
-        lines += [f"### {title}: ACC / ASR % by victim", "", "| victim | submitted | " + " | ".join(names) + " |", "|---|---:|" + "---:|" * len(names)]
+        heads = ["victim", "submitted", *([TWIN] if any(twins(rows, row.victim) for row in some) else []), *names]
+        lines += [f"### {title}: ACC / ASR % by victim", "", "| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
         for victim in sorted({row.victim for row in some}):
             of_victim = [row for row in some if row.victim == victim]
             cells = [_pair([row for row in of_victim if name_of(row) == name]) for name in names]
-            lines.append(f"| {Path(victim).name} | {100 * of_victim[0].acc_before:.1f} / {100 * of_victim[0].asr_before:.1f} | " + " | ".join(cells) + " |")
+            submitted = f"{100 * of_victim[0].acc_before:.1f} / {100 * of_victim[0].asr_before:.1f}"
+            lines.append("| " + " | ".join([Path(victim).name, submitted, *([_pair(twins(rows, victim))] if TWIN in heads else []), *cells]) + " |")
         lines.append("")
     return lines
+
+
+def twins(rows: Sequence[Row], victim: str) -> list[Row]:
+    """What clean networks do with a victim's trigger."""
+    return [row for row in rows if row.method == TWIN and row.victim == victim]
 
 
 def _pair(rows: Sequence[Row]) -> str:
@@ -122,7 +133,7 @@ def write_page(path: Path, rows: Sequence[Row], *, judges: int, device: str, mor
     for name, content in shown.items():
         atomic_write(folder / name, content)
     versions = ", ".join(f"{name} {version}" for name, version in packages().items() if name in ("torch", "onnxruntime-gpu", "onnx2torch"))
-    seeds = sorted({row.seed for row in rows})
+    seeds = sorted({row.seed for row in rows if row.method != TWIN})
     lines = [
         "# Benchmark of purifiers",
         "",
@@ -131,6 +142,7 @@ def write_page(path: Path, rows: Sequence[Row], *, judges: int, device: str, mor
         f"{len({row.victim for row in rows})} victims; {judges} hold-out images of each judge every run, calibration images are drawn from the others, the same"
         f" for every method; seeds {', '.join(map(str, seeds))} draw the images and seed the method. Each file was imported, purified, written back and"
         " measured with onnxruntime. ASR leaves out images of the target class; DER = (max(0, ΔASR) − max(0, ΔACC) + 1) / 2. A failed run counts as no repair."
+        f"{FLOOR if any(row.method == TWIN for row in rows) else ''}"
         f" Every run is a line of [rows.csv]({folder.name}/rows.csv).",
         "",
         *(line for title, name in plots.items() for line in (f"![{title}]({folder.name}/{name})", "")),
@@ -178,7 +190,7 @@ def by_size(rows: Sequence[Row]) -> dict[str, dict[tuple[str, int], list[Row]]]:
     for group in sorted({group_of(row.victim) for row in rows}):
         sizes: dict[str, set[int]] = {}
         for row in rows:
-            if group_of(row.victim) == group:
+            if group_of(row.victim) == group and row.method != TWIN:
                 sizes.setdefault(name_of(row), set()).add(row.images)
         points = {
             (name, images): [row for row in rows if group_of(row.victim) == group and name_of(row) == name and row.images == images]

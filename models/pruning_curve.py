@@ -21,7 +21,7 @@ from pipeline.convert.to_torch import convert
 from pipeline.convert.write_back import write_back
 from pipeline.purify import arrays, methods
 from pipeline.purify.fine_pruning import dormancy, last_convolution, masked
-from pipeline.purify.tuning import Examples
+from pipeline.search.examples import Examples
 
 POINTS = 16
 IMAGES = 500  # that show which channels are dormant

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.purify.augment import augment
+from pipeline.search.augment import augment
 
 Forward = Callable[[Tensor], Tensor]
 Meddle = Callable[[Forward, Tensor, Tensor], tuple[Tensor, Tensor]]

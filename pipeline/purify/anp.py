@@ -22,7 +22,7 @@ from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
 from pipeline.purify.filters import Factors, hidden, ones, scaled, spread
 from pipeline.purify.network import Layer
-from pipeline.purify.tuning import Examples
+from pipeline.search.examples import Examples
 from pipeline.twin import Role, TorchTwin
 
 

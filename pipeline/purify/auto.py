@@ -28,12 +28,13 @@ from pipeline.purify import History, Purified, Purifier, Report
 from pipeline.purify.awm import awm
 from pipeline.purify.clp import clp
 from pipeline.purify.fine_pruning import fine_pruning
-from pipeline.purify.minimax import CONFIG, search
-from pipeline.purify.network import accuracy
+from pipeline.purify.minimax import CONFIG
 from pipeline.purify.sau import sau
-from pipeline.purify.search import Targeted
 from pipeline.purify.trials import Trials
-from pipeline.purify.tuning import Examples
+from pipeline.search.examples import Examples, accuracy
+from pipeline.search.kinds import CONFIG as SEARCH
+from pipeline.search.kinds import search
+from pipeline.search.targeted import Targeted
 from pipeline.twin import TorchTwin
 
 CANDIDATES = {"awm": awm, "sau": sau, "fine-pruning": fine_pruning}
@@ -117,7 +118,7 @@ class Jury:
 
     def __init__(self, twin: TorchTwin, kept: Examples, seed: int) -> None:
         self.twin, self.kept, self.seed = twin, kept, seed
-        self.searches: list[Targeted] = search(twin, kept, CONFIG, torch.Generator().manual_seed(seed))[0]
+        self.searches: list[Targeted] = search(twin, kept, SEARCH, torch.Generator().manual_seed(seed)).searches
         with torch.no_grad():
             self.goal = twin.logits(kept.pictures).log_softmax(1)
 

@@ -29,9 +29,9 @@ from torch.nn import functional as F
 from pipeline.errors import ImagesRefused, SpecRefused
 from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
-from pipeline.purify.augment import augment
 from pipeline.purify.minimax import minimax
-from pipeline.purify.search import UniversalPerturbation
+from pipeline.purify.universal import UniversalPerturbation
+from pipeline.search.augment import augment
 from pipeline.twin import Role, TorchTwin
 
 Masks = dict[str, Tensor]

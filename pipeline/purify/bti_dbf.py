@@ -30,8 +30,9 @@ from torch.nn import functional as F
 from pipeline.errors import SpecRefused
 from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
-from pipeline.purify.network import KERNELS, accuracy
-from pipeline.purify.tuning import Examples, Weights, variables
+from pipeline.purify.network import KERNELS
+from pipeline.purify.tuning import Weights, variables
+from pipeline.search.examples import Examples, accuracy
 from pipeline.twin import TorchTwin
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.purify.chance import each, some
+from pipeline.search.chance import each, some
+from pipeline.search.warps import flow, warp
 
 WAVE, SMOOTH, NOISE, BLEND, BEND = (0.05, 0.25), (0.03, 0.15), (0.02, 0.15), (0.05, 0.3), (0.4, 2.0)  # strengths; of a bend in pixels
 DOTS, PAINT = (0.004, 0.03), (0.02, 0.2)  # share of the pixels
@@ -120,21 +121,6 @@ def painted(x: Tensor, kernel: Tensor, share: Tensor, colour: Tensor) -> Tensor:
     found = F.conv2d(x.reshape(1, n * c, height, width), kernel.to(x), padding=3, groups=n).view(n, 1, height, width)
     least = found.flatten(1).sort(1, descending=True).values.gather(1, (share.view(n, 1).to(x.device) * height * width).long())
     return torch.where(found > least[:, :, None, None], colour.to(x), x)
-
-
-def flow(field: Tensor, x: Tensor) -> Tensor:
-    """(N, 2, k, k) control points -> (N, 2, H, W), as large as the pictures."""
-    return F.interpolate(field, size=x.shape[2:], mode="bicubic", align_corners=True)
-
-
-def warp(x: Tensor, field: Tensor) -> Tensor:
-    """Bend (N, C, H, W) pictures by (N, 2, k, k) control points: pixels to the right and down, interpolated; bilinear, held at the border."""
-    height, width = x.shape[2:]
-    field = field.to(x)
-    moved = field if field.shape[2:] == x.shape[2:] else flow(field, x)
-    rows, columns = torch.meshgrid(torch.arange(height, device=x.device), torch.arange(width, device=x.device), indexing="ij")
-    places = ((columns + moved[:, 0]) / max(1, width - 1), (rows + moved[:, 1]) / max(1, height - 1))
-    return F.grid_sample(x, 2 * torch.stack(places, -1) - 1, mode="bilinear", padding_mode="border", align_corners=True)
 
 
 KINDS = (

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
 from pipeline.purify.network import Layer, layers, watch
-from pipeline.purify.tuning import Examples, TuningConfig, tune, variables
+from pipeline.purify.tuning import TuningConfig, tune, variables
+from pipeline.search.examples import Examples
 from pipeline.twin import TorchTwin
 
 

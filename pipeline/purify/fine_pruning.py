@@ -26,8 +26,9 @@ from torch import Tensor
 
 from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
-from pipeline.purify.network import Layer, accuracy, layers, watch
-from pipeline.purify.tuning import Examples, TuningConfig, Weights, on_labels, tune, variables
+from pipeline.purify.network import Layer, layers, watch
+from pipeline.purify.tuning import TuningConfig, Weights, on_labels, tune, variables
+from pipeline.search.examples import Examples, accuracy
 from pipeline.twin import Role, TorchTwin
 
 

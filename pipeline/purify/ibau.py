@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
-from pipeline.purify.network import accuracy
-from pipeline.purify.tuning import Examples, Weights, variables
+from pipeline.purify.tuning import Weights, variables
+from pipeline.search.examples import Examples, accuracy
 from pipeline.twin import TorchTwin
 
 

@@ -10,7 +10,7 @@ distance of what the last hidden layer says: hundreds of numbers a picture where
 to survive what is done to a picture before g is asked for.  So half of them are cut into or mixed with one another, and with few
 pictures most of a batch is turned, enlarged and recoloured too: ten of them teach far more than their labels.
 
-Δ        Changes that lead astray, each the smallest of its kind (search.py): the patch and the warp that send every picture to one class, for
+Δ        Changes that lead astray, each the smallest of its kind (pipeline/search): the patch and the warp that send every picture to one class, for
          each class; the patch that sends each picture s classes on, for each s; the patch that takes the pictures of one class away from it,
          for each class.  Where one needs to be much smaller than the others, there is a short cut; its share of a batch, and w, grow with
          how much it stands out, w = min(1.5, (median size / smallest / what is usual - 1)²).  So a network without a short cut of these
@@ -38,13 +38,17 @@ from torch import Tensor
 
 from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
-from pipeline.purify.augment import augment, joined, varied
 from pipeline.purify.knowledge import Asked, divergence
 from pipeline.purify.sau import Config as Ascent
 from pipeline.purify.sau import adversarial
-from pipeline.purify.search import Departures, Patches, Pictures, Shifts, Targeted, Warps
 from pipeline.purify.trials import Trials
-from pipeline.purify.tuning import Examples, variables
+from pipeline.purify.tuning import variables
+from pipeline.purify.variety import joined, varied
+from pipeline.search.examples import Examples, classes_of
+from pipeline.search.kinds import CONFIG as SEARCH
+from pipeline.search.kinds import Config as SearchConfig
+from pipeline.search.kinds import search
+from pipeline.search.targeted import Pictures, Targeted
 from pipeline.twin import TorchTwin
 
 ASCENT = Ascent(ascents=3)
@@ -58,9 +62,8 @@ class Config:
     which ε is sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to 0 with `images`; joined: of
     the others, the share that is mixed with one another.  features: what their distance counts in D.  rate: of Adam, a share of a
     weight's typical size.  kappa κ; rho ρ; nu ν; most: the largest w.  rate, rho and nu are with `images` or more,
-    and less with fewer.  most_classes: for more, the classes that changes are searched for are drawn by chance; most_steps: the largest s;
-    least: pictures of a class, without which nothing is said about leaving it.  views: places that the submitted network is asked from.
-    averaged: the share of the steps, at the end, whose weights are averaged.
+    and less with fewer.  search: how changes are searched for.  views: places that the submitted network is asked from.  averaged:
+    the share of the steps, at the end, whose weights are averaged.
     """
 
     steps: int = 150
@@ -79,11 +82,7 @@ class Config:
     rho: float = 1.0
     nu: float = 0.5
     most: float = 1.5
-    search_steps: int = 80
-    search_pictures: int = 6
-    most_classes: int = 64
-    most_steps: int = 9
-    least: int = 5
+    search: SearchConfig = SEARCH
     views: int = 4
     averaged: float = 0.4
     crop: int = 3
@@ -96,7 +95,8 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     """Purify.  Raises ImagesRefused when there are no images, SpecRefused when there is nothing to tune."""
     config, examples, start = CONFIG, Examples.of(twin, calibration), variables(twin)
     generator = torch.Generator().manual_seed(seed)
-    searches, notes = search(twin, examples, config, generator)
+    found = search(twin, examples, config.search, generator)
+    searches = found.searches
     worth = weights_of(searches, config.most)
     w = float(worth.max())
     shares = (worth / worth.sum()).tolist() if w else [0.0] * len(searches)
@@ -118,7 +118,7 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         said = goal.answers.argmax(1)
         some = torch.arange(config.corrupted, device=x.device) % plain
         worst = trials(twin, weights, x[some], goal.answers[some], generator)
-        stamped, aims, sources = stamp(searches, shares, config.batch, lambda index: at(examples, index, config.crop, generator), own, generator)
+        stamped, aims, sources = stamp(searches, shares, config.batch, lambda index: examples.drawn(index, config.crop, generator), own, generator)
         deceived = adversarial(twin, weights, x[: config.shared], said[: config.shared], config.ascent, generator)
         with torch.no_grad():
             wrong = twin.logits(deceived).argmax(1)
@@ -138,8 +138,8 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         if step >= config.steps * (1 - config.averaged):
             mean.add(weights)
         history.add(loss=loss.item(), **{f"loss_{name}": value.item() for name, value in losses.items()})
-    found, hypotheses = suspects(searches, examples.pictures)
-    return Purified(arrays(mean.weights), {}, found.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, notes)
+    differences, hypotheses = suspects(searches, examples.pictures)
+    return Purified(arrays(mean.weights), {}, differences.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, found.notes)
 
 
 def typical(weight: Tensor) -> float:
@@ -149,18 +149,7 @@ def typical(weight: Tensor) -> float:
 
 def sample(examples: Examples, size: int, crop: int, generator: torch.Generator) -> Tensor:
     """`size` pictures drawn by chance, shifted and, where that is harmless, mirrored."""
-    return at(examples, torch.randint(0, len(examples), (size,), generator=generator), crop, generator)
-
-
-def at(examples: Examples, index: Tensor, crop: int, generator: torch.Generator) -> Tensor:
-    """The pictures at `index` (N), shifted and, where that is harmless, mirrored."""
-    return augment(examples.at(index).pictures, crop=crop, flip=examples.flip, generator=generator)
-
-
-@torch.no_grad()
-def classes_of(twin: TorchTwin, examples: Examples) -> Tensor:
-    """(N) what the submitted network takes the calibration pictures for."""
-    return torch.cat([twin.logits(some).argmax(1) for some in examples.pictures.split(256)])
+    return examples.drawn(torch.randint(0, len(examples), (size,), generator=generator), crop, generator)
 
 
 @dataclass
@@ -176,31 +165,6 @@ class Mean:
         self.count += 1
         known = self.weights or {name: torch.zeros_like(weight) for name, weight in weights.items()}
         self.weights = {name: known[name] + (weight - known[name]) / self.count for name, weight in weights.items()}
-
-
-def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch.Generator) -> tuple[list[Targeted], list[str]]:
-    """The smallest changes of each kind for each class, and what is to be said about them."""
-    own = classes_of(twin, examples)
-    with torch.no_grad():
-        count = twin.logits(examples.pictures[:1]).shape[1]
-    classes = torch.randperm(count, generator=generator)[: config.most_classes].sort().values.to(twin.device)
-    notes = [] if len(classes) == count else [f"changes were searched for {len(classes)} of {count} classes, chosen at random"]
-    some, steps = examples.pictures[:1], torch.arange(1, min(count, config.most_steps + 1), device=twin.device)
-    searches = [Patches(classes, some, generator), Warps(classes, some, generator), Shifts(steps, some, generator, count=count)]
-    sources = classes[(own[None] == classes[:, None]).sum(1) >= config.least]
-    if len(sources) > 1:
-        searches.append(Departures(sources, some, generator))
-
-    def pictures(index: Tensor) -> Tensor:
-        return at(examples, index, config.crop, generator)
-
-    for one in searches:
-        one.search(twin.logits, pictures, own, generator, steps=config.search_steps, count=config.search_pictures)
-        sizes = one.sizes().detach()
-        notes.append(
-            f"smallest {one.name}: {float(sizes.min()):.1f} {one.unit}, {one.aim(int(sizes.argmin()))}; the median over the smallest is {one.outlier:.1f}"
-        )
-    return searches, notes
 
 
 def weights_of(searches: list[Targeted], most: float) -> Tensor:

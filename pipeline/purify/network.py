@@ -83,13 +83,6 @@ def watch(twin: TorchTwin, pictures: Tensor, weights: Mapping[str, Tensor] | Non
     return logits, {name: torch.cat(kept)[: len(pictures)] for name, kept in parts.items()}
 
 
-@torch.no_grad()
-def accuracy(twin: TorchTwin, pictures: Tensor, labels: Tensor, weights: Mapping[str, Tensor] | None = None, *, batch: int = 256) -> float:
-    """Share of (N, C, H, W) pictures that are given their label."""
-    hits = sum(int((twin.logits(x, weights).argmax(1) == y).sum()) for x, y in zip(pictures.split(batch), labels.split(batch), strict=True))
-    return hits / len(labels)
-
-
 class _Graph:
     """The twin's graph, asked about layers."""
 

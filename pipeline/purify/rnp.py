@@ -23,8 +23,9 @@ from torch.nn.utils import clip_grad_norm_
 from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
 from pipeline.purify.filters import hidden, ones, scaled, spread
-from pipeline.purify.network import Layer, accuracy
-from pipeline.purify.tuning import Examples, Weights, variables
+from pipeline.purify.network import Layer
+from pipeline.purify.tuning import Weights, variables
+from pipeline.search.examples import Examples, accuracy
 from pipeline.twin import TorchTwin
 
 

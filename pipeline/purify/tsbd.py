@@ -29,7 +29,8 @@ from pipeline.purify import History, Purified, Report, arrays
 from pipeline.purify.filters import rows, spread
 from pipeline.purify.network import Layer, layers
 from pipeline.purify.rnp import Unlearning, unlearn
-from pipeline.purify.tuning import Examples, Loss, TuningConfig, Weights, on_labels, tune, variables
+from pipeline.purify.tuning import Loss, TuningConfig, Weights, on_labels, tune, variables
+from pipeline.search.examples import Examples
 from pipeline.twin import TorchTwin
 
 

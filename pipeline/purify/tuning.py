@@ -23,64 +23,25 @@ Both are given one preset under two names: the paper's numbers for CIFAR-10.  Th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import ceil, isfinite
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.errors import ImagesRefused, SpecRefused, StageFailed
+from pipeline.errors import SpecRefused, StageFailed
 from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
-from pipeline.purify.augment import augment
-from pipeline.purify.network import accuracy
+from pipeline.search.examples import Examples
 from pipeline.twin import Role, TorchTwin
 
 TUNED = frozenset({Role.CONVOLUTION, Role.LINEAR, Role.BIAS, Role.SCALE})
-MIRRORED = 0.05  # the accuracy that a mirror may cost
 
 Weights = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 """Pictures (N, C, H, W), labels (N), weights -> the loss, a scalar, and the logits (N, K)."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Calibration images as tensors on the twin's device.  pictures: (N, C, H, W) float32 in 0..1.  labels: (N) int64."""
-
-    pictures: Tensor
-    labels: Tensor
-    flip: bool
-
-    @classmethod
-    def of(cls, twin: TorchTwin, calibration: CalibrationSet) -> Examples:
-        """Raises ImagesRefused when there are none, or when the model does not have their classes."""
-        if len(calibration) == 0:
-            raise ImagesRefused("purification needs at least one calibration image, and there are none")
-        pictures = torch.from_numpy(calibration.pictures().transpose(0, 3, 1, 2).copy()).to(twin.device)
-        labels = torch.from_numpy(calibration.labels.copy()).to(twin.device)
-        with torch.no_grad():
-            count = twin.logits(pictures[:1]).shape[1]
-        if int(labels.min()) < 0 or int(labels.max()) >= count:
-            raise ImagesRefused(f"calibration labels run from {int(labels.min())} to {int(labels.max())}, and the model has {count} classes")
-        flip = accuracy(twin, pictures.flip(3), labels) >= accuracy(twin, pictures, labels) - MIRRORED
-        return cls(pictures, labels, flip)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def at(self, index: Tensor) -> Examples:
-        """Those at `index`."""
-        index = index.to(self.labels.device)
-        return replace(self, pictures=self.pictures[index], labels=self.labels[index])
-
-    def batches(self, size: int, *, crop: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """All of them once, in a random order and randomly shifted and mirrored, at most `size` at a time."""
-        for index in torch.randperm(len(self), generator=generator).split(size):
-            part = self.at(index)
-            yield augment(part.pictures, crop=crop, flip=self.flip, generator=generator), part.labels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from pipeline.convert.to_torch import convert
 from pipeline.images import CalibrationSet
 from pipeline.purify import ibau
-from pipeline.purify.tuning import Examples, Weights
+from pipeline.purify.tuning import Weights
 from pipeline.scan import scan
+from pipeline.search.examples import Examples
 from pipeline.twin import TorchTwin
 
 CONFIG = ibau.Config(price=2.0, eta=0.2, fixed_points=30, share=1.0)  # strongly convex in δ: the fixed point is reached

@@ -8,16 +8,17 @@ import pytest
 import tiny
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.convert.to_torch import convert
-from pipeline.purify.augment import joined, varied
-from pipeline.purify.corruptions import KINDS, Kind, warp
+from pipeline.purify.corruptions import KINDS, Kind
 from pipeline.purify.knowledge import Asked, Knowledge, divergence
 from pipeline.purify.minimax import Mean, harm, stamp, typical, weights_of
-from pipeline.purify.search import Departures, Patches, Shifts, Targeted, Warps
 from pipeline.purify.trials import Trials
+from pipeline.purify.variety import joined, varied
 from pipeline.scan import scan
+from pipeline.search.patches import Patches, Shifts
+from pipeline.search.targeted import Targeted
+from pipeline.search.warps import Warps
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -46,113 +47,6 @@ def test_a_change_is_drawn_once_and_made_to_any_picture(kind: Kind, shape: tuple
     assert torch.equal(changed[-1:], kind.make(x[-1:], *(tensor[-1:] for tensor in drawn))), "a change is of its picture alone"
     assert kind.make(other, *drawn).shape == x.shape
     assert not torch.equal(torch.cat([one.flatten() for one in drawn]), torch.cat([one.flatten() for one in kind.draw(x, generator(2))]))
-
-
-def test_a_warp_moves_by_pixels() -> None:
-    x = torch.rand((1, 1, 8, 8), generator=generator())
-    field = torch.zeros(1, 2, 4, 4)
-    assert torch.allclose(warp(x, field), x, atol=1e-5)
-    field[:, 0] = 1
-    assert torch.allclose(warp(x, field)[..., :-1], x[..., 1:], atol=1e-5)  # what was to the right
-    field[:, 0], field[:, 1] = 0, 2
-    assert torch.allclose(warp(x, field)[..., :-2, :], x[..., 2:, :], atol=1e-5)  # what was below
-
-
-def short_cut(x: Tensor) -> Tensor:
-    """Four classes by the brightness of quarters, and a bright corner of two by two pixels is class 2 whatever else there is."""
-    quarters = 10 * torch.stack([x[..., rows, columns].mean((1, 2, 3)) for rows in (slice(0, 4), slice(4, 8)) for columns in (slice(0, 4), slice(4, 8))], 1)
-    return quarters + 20 * x[:, :, 6:, 6:].mean((1, 2, 3))[:, None] ** 3 * torch.tensor([0.0, 0, 1, 0])
-
-
-def searched(found: Targeted, network: Callable[[Tensor], Tensor]) -> Targeted:
-    """After 80 steps on 200 dark pictures."""
-    x = 0.6 * torch.rand((200, 1, 8, 8), generator=generator(3))
-    found.search(network, lambda index: x[index], network(x).argmax(1), generator(), steps=80, count=6)
-    return found
-
-
-EMPTY = torch.zeros(1, 1, 8, 8)
-
-
-def test_a_short_cut_stands_out_and_is_where_it_is() -> None:
-    found = searched(Patches(torch.arange(4), EMPTY, generator()), short_cut)
-    sizes = found.sizes().detach()
-    assert int(sizes.argmin()) == 2 and found.outlier > 1.4
-    opacity = found.parameters[0].detach().sigmoid()[2, 0]
-    assert float(opacity[6:, 6:].mean()) > 3 * float(opacity.mean())
-    x = torch.rand((64, 1, 8, 8), generator=generator())
-    _, aims, _ = found.stamp(lambda index: x[index], torch.zeros(64, dtype=torch.int64), 64, generator())
-    assert int(aims.mode().values) == 2
-
-
-def bright(own: Tensor) -> Tensor:
-    """A picture of each class: its quarter is the brightest."""
-    quarters = F.one_hot(own, 4).float().view(-1, 1, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    return 0.2 + 0.4 * quarters + 0.1 * torch.rand((len(own), 1, 8, 8), generator=generator(3))
-
-
-def cornered(sources: list[float]) -> Callable[[Tensor], Tensor]:
-    """A network that sees the brightest quarter, the middle of the picture apart; a bright middle turns a share of each source into the next class."""
-
-    def network(x: Tensor) -> Tensor:
-        middle = x[:, :, 3:5, 3:5].mean((1, 2, 3))[:, None]
-        quarters = 30 * torch.stack([x[..., r, c].mean((1, 2, 3)) for r in (slice(0, 3), slice(5, 8)) for c in (slice(0, 3), slice(5, 8))], 1)
-        share = (quarters * 3).softmax(1) * torch.tensor(sources) * middle**3
-        return quarters + 60 * share.roll(1, 1)
-
-    return network
-
-
-def found_by(search: Targeted, network: Callable[[Tensor], Tensor]) -> Targeted:
-    x = bright(torch.arange(200) % 4)
-    assert torch.equal(network(x).argmax(1), torch.arange(200) % 4)
-    search.search(network, lambda index: x[index], torch.arange(200) % 4, generator(), steps=80, count=6)
-    return search
-
-
-def test_a_short_cut_from_each_class_to_the_next_stands_out() -> None:
-    found = found_by(Shifts(torch.arange(1, 4), EMPTY, generator(), count=4), cornered([1, 1, 1, 1]))
-    sizes = found.sizes().detach()
-    assert int(found.classes[sizes.argmin()]) == 1 and found.outlier > 1.4 and found.aim(0) == "to each class + 1"
-    x = torch.rand((64, 1, 8, 8), generator=generator())
-    _, aims, own = found.stamp(lambda index: x[index], torch.arange(64) % 4, 64, generator())
-    assert int(((aims - own) % 4).mode().values) == 1
-
-
-def test_a_short_cut_from_one_class_stands_out() -> None:
-    found = found_by(Departures(torch.arange(4), EMPTY, generator()), cornered([0, 0, 1, 0]))
-    assert isinstance(found, Departures)
-    sizes = found.sizes().detach()
-    assert int(sizes.argmin()) == 2 and found.outlier > 1.4 and found.aim(2) == "from class 2 to class 3"
-    x = torch.rand((64, 1, 8, 8), generator=generator())
-    _, aims, own = found.stamp(lambda index: x[index], torch.arange(64) % 4, 64, generator())
-    assert int(own.mode().values) == 2 and set(aims[own == 2].tolist()) == {3}
-
-
-@pytest.mark.parametrize("kind", [Patches, Warps])
-def test_what_a_change_adds(kind: type[Targeted]) -> None:
-    x = torch.rand((5, 3, 8, 8), generator=generator())
-    found = kind(torch.arange(3), x[:1], generator())
-    assert found.differences(x).shape == (3, 3, 8, 8) and found.sizes().shape == (3,)
-    changed, aims, own = found.stamp(lambda index: x[index], torch.arange(5) % 3, 5, generator())
-    assert changed.shape == x.shape and aims.shape == own.shape == (5,) and float(changed.min()) >= 0 and float(changed.max()) <= 1
-
-
-def test_patches_are_stamped_with_other_edges() -> None:
-    """Bolder than they were found, too: a patch of faint opacity is also stamped as a solid one."""
-    x = torch.zeros(200, 1, 8, 8)
-    found = Patches(torch.arange(1), x[:1], generator())
-    with torch.no_grad():
-        opacity, pattern = found.parameters
-        opacity.fill_(-8)
-        opacity[:, :, 6:, 6:] = 0.5  # 0.62 of a pixel
-        pattern.fill_(1.0)
-    which = torch.zeros(200, dtype=torch.int64)
-    with torch.no_grad():
-        plain, varied_ones = found.change(x, which), found.vary(x, which, generator())
-    corner = varied_ones[:, 0, 6:, 6:].mean((1, 2))
-    assert float(corner.max()) > 1.5 * float(plain[:, 0, 6:, 6:].mean()) and float(corner.std()) > 0.05
-    assert float(varied_ones[:, 0, :6].max()) < 0.02, "what is not part of the patch stays as it is"
 
 
 def test_no_search_has_a_share_when_nothing_stands_out() -> None:

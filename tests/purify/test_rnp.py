@@ -10,9 +10,9 @@ from pipeline.convert.to_torch import convert
 from pipeline.images import CalibrationSet, read, split
 from pipeline.purify import History, rnp
 from pipeline.purify.filters import hidden, scaled
-from pipeline.purify.network import accuracy
-from pipeline.purify.tuning import Examples, variables
+from pipeline.purify.tuning import variables
 from pipeline.scan import scan
+from pipeline.search.examples import Examples, accuracy
 from pipeline.twin import TorchTwin
 
 

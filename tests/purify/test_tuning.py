@@ -17,9 +17,10 @@ from pipeline.images import CalibrationSet, read, split
 from pipeline.purify import History, Purified, distillation, methods
 from pipeline.purify.distillation import DistillationConfig, attention, stages
 from pipeline.purify.fine_pruning import FinePruningConfig, dormancy, last_convolution, prune, without
-from pipeline.purify.network import accuracy, layers, watch
-from pipeline.purify.tuning import Examples, TuningConfig, tune, variables
+from pipeline.purify.network import layers, watch
+from pipeline.purify.tuning import TuningConfig, tune, variables
 from pipeline.scan import scan
+from pipeline.search.examples import Examples, accuracy
 from pipeline.twin import TorchTwin
 
 

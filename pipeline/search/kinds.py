@@ -1,0 +1,107 @@
+"""Every search: patches, warps and additions to each class, patches some classes on, patches away from each class."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pipeline.search.additions import Additions
+from pipeline.search.examples import Examples, classes_of
+from pipeline.search.patches import Departures, Patches, Shifts
+from pipeline.search.targeted import Targeted
+from pipeline.search.warps import Warps
+from pipeline.twin import TorchTwin
+
+Told = Callable[[str, int, int], None]
+"""Told the kind that is searched for, how many were searched for before it, and how many there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How to search.
+
+    steps: of each search.  pictures: for each change and step.  crop: pixels that they are shifted by at most.  additions: whether to search for them too.
+    most_classes: for more, the search goes on with those that a short one brings furthest, and as many others for comparison.  most_steps: the largest step
+    on.  least: pictures of a class, without which nothing is said about leaving it.  seconds: no search begins a step later than this.
+    """
+
+    steps: int = 80
+    pictures: int = 6
+    crop: int = 3
+    additions: bool = False
+    most_classes: int = 32
+    most_steps: int = 9
+    least: int = 5
+    seconds: float = float("inf")
+
+
+CONFIG = Config()
+SHORT, CHUNK = 12, 128  # steps of the short search, and classes at once
+
+
+@dataclass
+class Searched:
+    """What was found.  notes: what is to be said about it.  complete: that there was time for all of it."""
+
+    searches: list[Targeted] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    complete: bool = True
+
+
+def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch.Generator, *, told: Told | None = None) -> Searched:
+    """The smallest changes of each kind for each class."""
+    started, own, picture = time.monotonic(), classes_of(twin, examples), examples.pictures[:1]
+    with torch.no_grad():
+        count = twin.logits(picture).shape[1]
+    classes = torch.arange(count, device=twin.device)
+    steps = torch.arange(1, min(count, config.most_steps + 1), device=twin.device)
+    sources = classes[(own[None] == classes[:, None]).sum(1) >= config.least]
+
+    def pictures(index: Tensor) -> Tensor:
+        return examples.drawn(index, config.crop, generator)
+
+    def late() -> bool:
+        return time.monotonic() - started > config.seconds
+
+    def contenders(kind: type[Targeted]) -> Tensor:
+        if count <= config.most_classes:
+            return classes
+        short = [kind(some, picture, generator) for some in classes.split(CHUNK)]
+        for one in short:
+            one.descend(twin.logits, pictures, own, generator, steps=SHORT, count=2, late=late)
+        best = torch.cat([one.lost for one in short]).argsort()[: config.most_classes // 2]
+        others = torch.randperm(count, generator=generator).to(twin.device)
+        others = others[~torch.isin(others, best)][: config.most_classes - len(best)]
+        return torch.cat([best, others]).sort().values
+
+    makers: list[Callable[[], Targeted]] = [
+        lambda: Patches(contenders(Patches), picture, generator),
+        lambda: Warps(contenders(Warps), picture, generator),
+        lambda: Shifts(steps, picture, generator, count=count),
+    ]
+    if len(sources) > 1:
+        makers.append(lambda: Departures(sources[torch.randperm(len(sources), generator=generator)[: config.most_classes]].sort().values, picture, generator))
+    if config.additions:
+        makers.append(lambda: Additions(contenders(Additions), picture, generator))
+    found = Searched()
+    if count > config.most_classes:
+        found.notes.append(f"of {count} classes, {config.most_classes} were searched to the end: those that a short search brought furthest, and others")
+    for done, make in enumerate(makers):
+        if late():
+            break
+        one = make()
+        if told is not None:
+            told(one.kind, done, len(makers))
+        one.search(twin.logits, pictures, own, generator, steps=config.steps, count=config.pictures, late=late)
+        found.searches.append(one)
+        sizes = one.sizes().detach()
+        smallest = int(sizes.argmin())
+        found.notes.append(
+            f"smallest {one.name}: {float(sizes[smallest]):.1f} {one.unit}, {one.aim(smallest)}; the median over the smallest is {one.outlier:.1f}"
+        )
+    found.complete = not late()
+    return found

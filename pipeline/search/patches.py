@@ -1,0 +1,132 @@
+"""Patches: one for each target; for each step to another class (all-to-all); for each class that is left (source-specific)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from pipeline.search.chance import each
+from pipeline.search.targeted import Aim, Network, Pictures, Targeted, never
+from pipeline.search.windows import best_windows
+
+ARRIVED = 0.75  # share of pictures from which on a change does what it should; the price keeps it near 0.9
+EDGE, STEEPNESS, CONTRAST = (-2.0, 0.5), (1.0, 4.0), (1.0, 3.0)  # of a patch that is varied: of the logits of its opacity, and of its pattern
+
+
+class Painted(Targeted):
+    """(1 - a) x + a p: opacity a (K, 1, H, W) and pattern p (K, C, H, W), both in 0..1; the size is the sum of a, in pixels."""
+
+    name, unit, price, rate = "patch", "px", 0.02, 0.15
+
+    def start(self, k: int, picture: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Logits of opacity and pattern: almost transparent."""
+        _, c, height, width = picture.shape
+        return [0.1 * torch.randn((k, 1, height, width), generator=generator) - 3.0, 0.5 * torch.randn((k, c, height, width), generator=generator)]
+
+    def change(self, pictures: Tensor, which: Tensor) -> Tensor:
+        """Paint the patches."""
+        opacity, pattern = (parameter.sigmoid()[which] for parameter in self.parameters)
+        return pictures + opacity * (pattern - pictures)
+
+    def vary(self, pictures: Tensor, which: Tensor, generator: torch.Generator) -> Tensor:
+        """Paint them with other edges and another contrast: the trigger may be bolder than the least that works."""
+        edge, steepness, contrast = (each(len(which), low, high, generator).to(pictures) for low, high in (EDGE, STEEPNESS, CONTRAST))
+        opacity, pattern = (parameter[which] for parameter in self.parameters)
+        opacity, pattern = (steepness * (opacity - edge)).sigmoid(), (contrast * pattern).sigmoid()
+        return pictures + opacity * (pattern - pictures)
+
+    def sizes(self) -> Tensor:
+        """Pixels that are covered."""
+        return self.parameters[0].sigmoid().sum((1, 2, 3))
+
+
+class Patches(Painted):
+    """The smaller of two for each class: one that began almost transparent, and one that began as an opaque square where that does best."""
+
+    kind = "patch"
+
+    def search(
+        self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, count: int, late: Callable[[], bool] = never
+    ) -> None:
+        """From both starts."""
+        placed = copy(self)
+        self.descend(network, pictures, own, generator, steps=steps, count=count, late=late)
+        placed.parameters = [start.requires_grad_() for start in best_windows(network, pictures, len(own), self.classes, generator)]
+        placed.descend(network, pictures, own, generator, steps=steps, count=count, late=late)
+        with torch.no_grad():
+            better = (placed.reached >= ARRIVED) & ((placed.sizes() < self.sizes()) | (self.reached < ARRIVED))
+            for mine, other in zip(self.parameters, placed.parameters, strict=True):
+                mine.copy_(torch.where(better[:, None, None, None], other, mine))
+            self.reached = torch.where(better, placed.reached, self.reached)
+
+
+class Shifts(Painted):
+    """Patches that send every picture some classes on: from k to k + s, after the last to the first; all-to-all backdoors have s = 1.
+
+    In place of `classes` stand the steps s, and one of them stands out where there is a short cut.
+    """
+
+    kind, usual = "shift", 1.5
+
+    def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator, *, count: int) -> None:
+        """classes: (K) the steps s, from 1.  count: of all classes."""
+        super().__init__(classes, picture, generator)
+        self.count = count
+
+    def aims(self, which: Tensor, own: Tensor) -> Tensor:
+        """(N) the class that lies so many steps behind a picture's own."""
+        return (own + self.classes[which]) % self.count
+
+    def vary(self, pictures: Tensor, which: Tensor, generator: torch.Generator) -> Tensor:
+        """As they were found: a bolder one sends pictures to some class of its own, and no longer on."""
+        return self.change(pictures, which)
+
+    def aim(self, row: int) -> Aim:
+        """How many steps."""
+        return Aim(onward=int(self.classes[row]))
+
+
+class Departures(Painted):
+    """Patches that take the pictures of one class away from it, wherever they go: source-specific backdoors.
+
+    `classes` are the sources, and there is a change for each that has pictures.  Some classes are never far from another, cats from dogs.
+    """
+
+    kind, usual = "departure", 1.75
+
+    def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator) -> None:
+        """classes: (K) the sources."""
+        super().__init__(classes, picture, generator)
+        self.goals = classes.clone()  # where most pictures go
+
+    def aims(self, which: Tensor, own: Tensor) -> Tensor:
+        """(N) the class that most pictures of a source go to."""
+        return self.goals[which]
+
+    def aim(self, row: int) -> Aim:
+        """From where to where."""
+        return Aim(target=int(self.goals[row]), source=int(self.classes[row]))
+
+    def pick(self, which: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
+        """(N) pictures of the sources."""
+        there = (own[None] == self.classes[which][:, None]).float().cpu()
+        return torch.multinomial(there, 1, generator=generator)[:, 0]
+
+    def missed(self, logits: Tensor, which: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """-log(1 - p(own class)), and whether another class wins."""
+        return -logits.log_softmax(1).scatter(1, own[:, None], float("-inf")).logsumexp(1), logits.argmax(1) != own
+
+    def search(
+        self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, count: int, late: Callable[[], bool] = never
+    ) -> None:
+        """As all; then see where pictures go."""
+        self.descend(network, pictures, own, generator, steps=steps, count=count, late=late)
+        which = torch.arange(len(self.classes), device=self.classes.device).repeat_interleave(4 * count)
+        with torch.no_grad():
+            index = self.pick(which, own, generator)
+            logits = network(self.change(pictures(index), which))
+        logits = logits.scatter(1, own[index][:, None], float("-inf"))
+        self.goals = logits.argmax(1).view(-1, 4 * count).mode(1).values

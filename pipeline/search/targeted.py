@@ -1,0 +1,150 @@
+"""What must be done to pictures so that a network goes astray?  The smallest change of one kind, for each class."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Network = Callable[[Tensor], Tensor]
+"""(N, C, H, W) pictures in 0..1 -> (N, K) logits."""
+Pictures = Callable[[Tensor], Tensor]
+"""(N) which -> (N, C, H, W) of the pictures, each changed a little."""
+
+
+Kind = Literal["patch", "warp", "shift", "departure", "addition"]
+
+
+def never() -> bool:
+    """There is time."""
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """Where a change sends pictures: to a class, or so many classes on; all pictures, or those of one class."""
+
+    target: int | None = None
+    onward: int | None = None
+    source: int | None = None
+
+    def __str__(self) -> str:
+        """In words."""
+        away = f"from class {self.source} " if self.source is not None else ""
+        return f"{away}to class {self.target}" if self.onward is None else f"to each class + {self.onward}"
+
+
+class Targeted(ABC):
+    """For each class, the smallest change of one kind that sends all pictures there (Neural Cleanse, Wang et al., S&P 2019, equation 3).
+
+    A backdoor is a short cut: the change of its target is much smaller than any other, if the kind is the trigger's.  So changes are
+    drawn with a probability proportional to size ** -sharpness when pictures are stamped, and `outlier` says how much one stands out.
+    Other hypotheses than one target for all pictures differ in `aims`, and in which pictures they `pick`.
+
+    classes: (K) int64.  reached: (K) share of pictures that went where they should at the end of the search, lost: (K) their loss in its last step.
+    """
+
+    kind: ClassVar[Kind]
+    name: str  # of what is changed
+    unit: str  # of the size
+    price: float  # λ at the start
+    rate: float  # of Adam
+    sharpness = 8.0
+    usual = 1.0  # `outlier` of a network without a short cut, where that is far from 1
+
+    def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator) -> None:
+        """picture: (1, C, H, W), one of those that will be changed."""
+        self.classes, self.shape = classes, (picture.shape[2], picture.shape[3])
+        self.parameters = [start.to(picture.device).requires_grad_() for start in self.start(len(classes), picture, generator)]
+        self.reached = torch.zeros(len(classes), device=picture.device)
+        self.lost = torch.zeros(len(classes), device=picture.device)
+
+    @abstractmethod
+    def start(self, k: int, picture: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """The parameters of k changes, small and random."""
+
+    @abstractmethod
+    def change(self, pictures: Tensor, which: Tensor) -> Tensor:
+        """Make change `which[i]` of picture i."""
+
+    @abstractmethod
+    def sizes(self) -> Tensor:
+        """(K) how large each change is."""
+
+    def aims(self, which: Tensor, own: Tensor) -> Tensor:
+        """(N) the class that change `which[i]` aims at on a picture that is taken for class `own[i]`."""
+        return self.classes[which]
+
+    def aim(self, row: int) -> Aim:
+        """What a change aims at."""
+        return Aim(target=int(self.classes[row]))
+
+    def pick(self, which: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
+        """(N) pictures to make the changes `which` (N) to, out of those that are taken for the classes own (M)."""
+        return torch.randint(0, len(own), (len(which),), generator=generator)
+
+    def missed(self, logits: Tensor, which: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """(N) how far changed pictures are from where they should go, as a loss; and (N) whether they are there."""
+        aims = self.aims(which, own)
+        return F.cross_entropy(logits, aims, reduction="none"), logits.argmax(1) == aims
+
+    def search(
+        self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, count: int, late: Callable[[], bool] = never
+    ) -> None:
+        """Find the changes.  own: (M) the classes that the pictures are taken for.  count: pictures a change and step.  late: whether to stop."""
+        self.descend(network, pictures, own, generator, steps=steps, count=count, late=late)
+
+    def descend(
+        self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, count: int, late: Callable[[], bool] = never
+    ) -> None:
+        """Minimise L(f(change of x), t) + λ size over all changes in one batch.
+
+        λ grows while a change does what it should to nine pictures in ten, and shrinks while it does not, each for itself.
+        """
+        optimizer = torch.optim.Adam(self.parameters, lr=self.rate, betas=(0.5, 0.9))
+        price = torch.full((len(self.classes),), self.price, device=self.classes.device)
+        which = torch.arange(len(self.classes), device=self.classes.device).repeat_interleave(count)
+        for _ in range(steps):
+            if late():
+                return
+            index = self.pick(which, own, generator)
+            logits = network(self.change(pictures(index), which))
+            missed, there = self.missed(logits, which, own[index])
+            missed = missed.view(-1, count).mean(1)
+            gradients = torch.autograd.grad((missed + price * self.sizes()).sum(), self.parameters)
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            self.lost = missed.detach()
+            self.reached = 0.8 * self.reached + 0.2 * there.float().view(-1, count).mean(1)
+            price = torch.where(self.reached > 0.9, price * 1.08, price / 1.08).clamp(1e-4, 2.0)
+
+    @property
+    def outlier(self) -> float:
+        """The median size over the smallest: far above 1 when one class has a short cut."""
+        sizes = self.sizes().detach()
+        return float(sizes.quantile(0.5) / sizes.min())
+
+    @torch.no_grad()
+    def stamp(self, pictures: Pictures, own: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """So many pictures, changed by changes that are drawn for them; the classes that these aim at, and those that the pictures are taken for."""
+        sizes = self.sizes()
+        likely = ((sizes.min() / sizes) ** self.sharpness).cpu()
+        which = torch.multinomial(likely, count, replacement=True, generator=generator).to(self.classes.device)
+        index = self.pick(which, own, generator)
+        return self.vary(pictures(index), which, generator), self.aims(which, own[index]), own[index]
+
+    def vary(self, pictures: Tensor, which: Tensor, generator: torch.Generator) -> Tensor:
+        """Make change `which[i]` of picture i, or one that is like it."""
+        return self.change(pictures, which)
+
+    @torch.no_grad()
+    def differences(self, pictures: Tensor) -> Tensor:
+        """(K, C, H, W) what each change adds to the pictures, in the mean."""
+        every = torch.arange(len(self.classes), device=self.classes.device)
+        return torch.stack([(self.change(pictures, row.expand(len(pictures))) - pictures).mean(0) for row in every])

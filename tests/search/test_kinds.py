@@ -1,0 +1,217 @@
+"""What stands out is found, whatever kind of change it is, in time and whatever the number of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.convert.to_torch import convert
+from pipeline.images import CalibrationSet
+from pipeline.scan import scan
+from pipeline.search.additions import Additions
+from pipeline.search.examples import Examples
+from pipeline.search.kinds import Config, search
+from pipeline.search.patches import Departures, Patches, Shifts
+from pipeline.search.targeted import Targeted
+from pipeline.search.warps import Warps, warp
+from pipeline.search.windows import best_windows
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_warp_moves_by_pixels() -> None:
+    x = torch.rand((1, 1, 8, 8), generator=generator())
+    field = torch.zeros(1, 2, 4, 4)
+    assert torch.allclose(warp(x, field), x, atol=1e-5)
+    field[:, 0] = 1
+    assert torch.allclose(warp(x, field)[..., :-1], x[..., 1:], atol=1e-5)  # what was to the right
+    field[:, 0], field[:, 1] = 0, 2
+    assert torch.allclose(warp(x, field)[..., :-2, :], x[..., 2:, :], atol=1e-5)  # what was below
+
+
+def short_cut(x: Tensor) -> Tensor:
+    """Four classes by the brightness of quarters, and a bright corner of two by two pixels is class 2 whatever else there is."""
+    quarters = 10 * torch.stack([x[..., rows, columns].mean((1, 2, 3)) for rows in (slice(0, 4), slice(4, 8)) for columns in (slice(0, 4), slice(4, 8))], 1)
+    return quarters + 20 * x[:, :, 6:, 6:].mean((1, 2, 3))[:, None] ** 3 * torch.tensor([0.0, 0, 1, 0])
+
+
+def searched(found: Targeted, network: Callable[[Tensor], Tensor]) -> Targeted:
+    """After 80 steps on 200 dark pictures."""
+    x = 0.6 * torch.rand((200, 1, 8, 8), generator=generator(3))
+    found.search(network, lambda index: x[index], network(x).argmax(1), generator(), steps=80, count=6)
+    return found
+
+
+EMPTY = torch.zeros(1, 1, 8, 8)
+
+
+def test_a_short_cut_stands_out_and_is_where_it_is() -> None:
+    found = searched(Patches(torch.arange(4), EMPTY, generator()), short_cut)
+    sizes = found.sizes().detach()
+    assert int(sizes.argmin()) == 2 and found.outlier > 1.4
+    opacity = found.parameters[0].detach().sigmoid()[2, 0]
+    assert float(opacity[6:, 6:].mean()) > 3 * float(opacity.mean())
+    x = torch.rand((64, 1, 8, 8), generator=generator())
+    _, aims, _ = found.stamp(lambda index: x[index], torch.zeros(64, dtype=torch.int64), 64, generator())
+    assert int(aims.mode().values) == 2
+
+
+def bright(own: Tensor) -> Tensor:
+    """A picture of each class: its quarter is the brightest."""
+    quarters = F.one_hot(own, 4).float().view(-1, 1, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return 0.2 + 0.4 * quarters + 0.1 * torch.rand((len(own), 1, 8, 8), generator=generator(3))
+
+
+def cornered(sources: list[float]) -> Callable[[Tensor], Tensor]:
+    """A network that sees the brightest quarter, the middle of the picture apart; a bright middle turns a share of each source into the next class."""
+
+    def network(x: Tensor) -> Tensor:
+        middle = x[:, :, 3:5, 3:5].mean((1, 2, 3))[:, None]
+        quarters = 30 * torch.stack([x[..., r, c].mean((1, 2, 3)) for r in (slice(0, 3), slice(5, 8)) for c in (slice(0, 3), slice(5, 8))], 1)
+        share = (quarters * 3).softmax(1) * torch.tensor(sources) * middle**3
+        return quarters + 60 * share.roll(1, 1)
+
+    return network
+
+
+def found_by(search: Targeted, network: Callable[[Tensor], Tensor]) -> Targeted:
+    x = bright(torch.arange(200) % 4)
+    assert torch.equal(network(x).argmax(1), torch.arange(200) % 4)
+    search.search(network, lambda index: x[index], torch.arange(200) % 4, generator(), steps=80, count=6)
+    return search
+
+
+def test_a_short_cut_from_each_class_to_the_next_stands_out() -> None:
+    found = found_by(Shifts(torch.arange(1, 4), EMPTY, generator(), count=4), cornered([1, 1, 1, 1]))
+    sizes = found.sizes().detach()
+    assert int(found.classes[sizes.argmin()]) == 1 and found.outlier > 1.4 and str(found.aim(0)) == "to each class + 1"
+    x = torch.rand((64, 1, 8, 8), generator=generator())
+    _, aims, own = found.stamp(lambda index: x[index], torch.arange(64) % 4, 64, generator())
+    assert int(((aims - own) % 4).mode().values) == 1
+
+
+def test_a_short_cut_from_one_class_stands_out() -> None:
+    found = found_by(Departures(torch.arange(4), EMPTY, generator()), cornered([0, 0, 1, 0]))
+    assert isinstance(found, Departures)
+    sizes = found.sizes().detach()
+    assert int(sizes.argmin()) == 2 and found.outlier > 1.4 and str(found.aim(2)) == "from class 2 to class 3"
+    x = torch.rand((64, 1, 8, 8), generator=generator())
+    _, aims, own = found.stamp(lambda index: x[index], torch.arange(64) % 4, 64, generator())
+    assert int(own.mode().values) == 2 and set(aims[own == 2].tolist()) == {3}
+
+
+@pytest.mark.parametrize("kind", [Patches, Warps])
+def test_what_a_change_adds(kind: type[Targeted]) -> None:
+    x = torch.rand((5, 3, 8, 8), generator=generator())
+    found = kind(torch.arange(3), x[:1], generator())
+    assert found.differences(x).shape == (3, 3, 8, 8) and found.sizes().shape == (3,)
+    changed, aims, own = found.stamp(lambda index: x[index], torch.arange(5) % 3, 5, generator())
+    assert changed.shape == x.shape and aims.shape == own.shape == (5,) and float(changed.min()) >= 0 and float(changed.max()) <= 1
+
+
+def test_patches_are_stamped_with_other_edges() -> None:
+    """Bolder than they were found, too: a patch of faint opacity is also stamped as a solid one."""
+    x = torch.zeros(200, 1, 8, 8)
+    found = Patches(torch.arange(1), x[:1], generator())
+    with torch.no_grad():
+        opacity, pattern = found.parameters
+        opacity.fill_(-8)
+        opacity[:, :, 6:, 6:] = 0.5  # 0.62 of a pixel
+        pattern.fill_(1.0)
+    which = torch.zeros(200, dtype=torch.int64)
+    with torch.no_grad():
+        plain, varied_ones = found.change(x, which), found.vary(x, which, generator())
+    corner = varied_ones[:, 0, 6:, 6:].mean((1, 2))
+    assert float(corner.max()) > 1.5 * float(plain[:, 0, 6:, 6:].mean()) and float(corner.std()) > 0.05
+    assert float(varied_ones[:, 0, :6].max()) < 0.02, "what is not part of the patch stays as it is"
+
+
+def test_an_added_pattern_stands_out() -> None:
+    """Class 2 takes a faint checkerboard for a command."""
+    board = 0.06 * (2.0 * ((torch.arange(8)[:, None] + torch.arange(8)) % 2) - 1)
+
+    def network(x: Tensor) -> Tensor:
+        seen = (x * board).sum((1, 2, 3)) / board.square().sum()
+        return short_cut(x) + 40 * seen[:, None].clamp(0, 1) * torch.tensor([0.0, 0, 1, 0]) - 20 * x[:, :, 6:, 6:].mean((1, 2, 3))[:, None] ** 3
+
+    found = searched(Additions(torch.arange(4), EMPTY, generator()), network)
+    assert int(found.sizes().argmin()) == 2 and found.outlier > 1.4
+    pattern = found.parameters[0].detach()[2, 0]
+    assert float(F.cosine_similarity(pattern.flatten(), board.flatten(), dim=0)) > 0.5
+
+
+COLOUR = torch.tensor([1.0, 0.0, 1.0]).view(1, 3, 1, 1)
+
+
+def opaque_only(x: Tensor) -> Tensor:
+    """Class 1 for a magenta square in a corner; what is not much like it there does nothing."""
+    near = 1 - (x[:, :, 9:, 9:] - COLOUR).abs().mean((1, 2, 3))
+    tints = 3 * torch.stack([x[:, c].mean((1, 2)) for c in range(3)], 1)
+    return tints + 30 * ((near - 0.4).clamp(min=0) / 0.6)[:, None] ** 2 * torch.tensor([0.0, 1, 0])
+
+
+def test_an_opaque_trigger_is_found_by_a_window() -> None:
+    x = 0.4 + 0.2 * torch.rand((64, 3, 12, 12), generator=generator())
+    opacity, pattern = best_windows(opaque_only, lambda index: x[index], 64, torch.arange(3), generator())
+    shown = opacity[1, 0] > 0
+    assert shown[9:, 9:].all() and int(shown.sum()) == 9, "a quarter of the side, in the corner where it works"
+    assert float((pattern.sigmoid()[1:2, :, 9:, 9:] - COLOUR).abs().mean()) < 0.35
+    found = Patches(torch.arange(3), x[:1], generator())
+    found.search(opaque_only, lambda index: x[index], opaque_only(x).argmax(1), generator(), steps=60, count=6)
+    assert int(found.sizes().argmin()) == 1 and float(found.sizes()[1].detach()) < 12 and float(found.reached[1]) > 0.7
+
+
+def twin_of(tiny_backdoored: tiny.Backdoored) -> tuple[object, Examples]:
+    twin, _ = convert(tiny_backdoored.model, tiny_backdoored.reading, scan(tiny_backdoored.model).model)
+    images = tiny.shapes(80, seed=5)
+    return twin, Examples.of(twin, CalibrationSet(images.images, images.labels))
+
+
+def test_every_kind_is_searched_for(tiny_backdoored: tiny.Backdoored) -> None:
+    twin, examples = twin_of(tiny_backdoored)
+    told: list[tuple[str, int, int]] = []
+    found = search(twin, examples, Config(steps=40, additions=True), generator(), told=lambda *what: told.append(what))  # type: ignore[arg-type]
+    assert [one.kind for one in found.searches] == ["patch", "warp", "shift", "departure", "addition"] and found.complete
+    assert told == [(one.kind, place, 5) for place, one in enumerate(found.searches)]
+    patch = found.searches[0]
+    assert patch.aim(int(patch.sizes().argmin())).target == tiny_backdoored.trigger.target and patch.outlier > 2
+    again = search(twin, examples, Config(steps=40, additions=True), generator())  # type: ignore[arg-type]
+    assert all(torch.equal(one.sizes(), other.sizes()) for one, other in zip(found.searches, again.searches, strict=True)), "the same under a seed"
+
+
+def test_a_search_ends_in_time_and_says_so(tiny_backdoored: tiny.Backdoored) -> None:
+    twin, examples = twin_of(tiny_backdoored)
+    found = search(twin, examples, Config(seconds=0.0), generator())  # type: ignore[arg-type]
+    assert not found.complete and len(found.searches) <= 1
+
+
+class Many:
+    """A network of many classes, of which one is a bright corner."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, classes: int, target: int) -> None:
+        self.weights = torch.randn((classes, 64), generator=generator(5))
+        self.target = target
+
+    def logits(self, x: Tensor, weights: object = None) -> Tensor:
+        scores = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True)) @ self.weights.T
+        return scores + 40 * (x[:, 0, 6:, 6:].mean((1, 2))[:, None] ** 3) * F.one_hot(torch.tensor(self.target), len(self.weights))
+
+
+@pytest.mark.parametrize(("classes", "target"), [(200, 137), (43, 11)])
+def test_many_classes_are_narrowed_down_and_the_target_stays(classes: int, target: int) -> None:
+    network = Many(classes, target)
+    x = 0.5 * torch.rand((100, 1, 8, 8), generator=generator())
+    examples = Examples(x, network.logits(x).argmax(1), flip=False)
+    found = search(network, examples, Config(), generator())  # type: ignore[arg-type]
+    patch = found.searches[0]
+    assert isinstance(patch, Patches) and len(patch.classes) == 32 and "32" in found.notes[0]
+    assert patch.aim(int(patch.sizes().argmin())).target == target
