@@ -28,7 +28,19 @@ from pipeline.report.html import render_html
 from pipeline.report.json import render_json
 from pipeline.report.model import AuditReport, Files, MlflowRecord, without_credentials
 from pipeline.report.summary import markdown, percent, summary_rows
-from pipeline.results import GatesResult, ImportResult, IntakeResult, Measurement, PlotsResult, PurifyResult, ReadingResult, ScanResult, WriteBackResult
+from pipeline.results import (
+    DetectResult,
+    GatesResult,
+    Hypothesis,
+    ImportResult,
+    IntakeResult,
+    Measurement,
+    PlotsResult,
+    PurifyResult,
+    ReadingResult,
+    ScanResult,
+    WriteBackResult,
+)
 from pipeline.sandbox import Limits, run
 from pipeline.verdict import Reason
 
@@ -36,6 +48,7 @@ Json = dict[str, Any]
 Answer = TypeVar("Answer", bound=BaseModel)
 Device = Literal["auto", "cpu", "cuda"]
 EXPERIMENT = "onnx-audit"
+EXTENSIONS = {"patch": ".png", "additive": ".npy", "warp": ".npy"}  # of the files of recovered triggers
 
 
 def _was_killed(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
@@ -136,7 +149,7 @@ def examine(found: Dossier, line: Line) -> None:
     answer = found.reading.output
     reading = {"reading": found.reading.input.model_dump(mode="json"), "output": answer.name, "probabilities": answer.probabilities}
 
-    judged = {**reading, "holdout": inputs.holdout, "triggers": inputs.triggers, "device": device}
+    judged = {**reading, "holdout": inputs.holdout, "triggers": inputs.triggers, "recovered": [], "device": device}
     found.submitted = line("measure", Measurement, {**model, **judged})
     if spec.labels is not None and len(spec.labels) != found.submitted.classes:
         raise SpecRefused(f"the spec names {len(spec.labels)} labels, and the model has {found.submitted.classes} classes")
@@ -147,7 +160,13 @@ def examine(found: Dossier, line: Line) -> None:
     twin = {**model, **facts, **reading}
     found.imported = line("import", ImportResult, {**twin, "reference": found.reading.reference})
 
-    line.skip("detect", "the search for unknown triggers is not part of this version")
+    if why_not := _nothing_to_search(found):
+        line.skip("detect", why_not)
+    else:
+        found.detected = line("detect", DetectResult, {**twin, **calibration, "seed": found.seed, "seconds": spec.detect.seconds})
+        if recovered := [one.trigger for one in found.suspected if one.trigger is not None]:
+            judged["recovered"] = recovered
+            found.submitted = line("measure", Measurement, {**model, **judged}, step="measure recovered")
 
     if why_not := _nothing_to_purify(found):
         for step in ("purify", "write-back", "measure again"):
@@ -174,6 +193,16 @@ def _cut_out(found: Dossier, line: Line, request: Json, judged: Json) -> bool:
     return True
 
 
+def _nothing_to_search(found: Dossier) -> str | None:
+    """Why nothing is searched; None when something is."""
+    assert found.imported is not None
+    if found.spec.detect.when == "never":
+        return "the spec says never to search"
+    if not found.imported.parity.holds:
+        return "the torch twin does not agree with onnxruntime, so its gradients mean nothing"
+    return None
+
+
 def _nothing_to_purify(found: Dossier) -> str | None:
     """Why nothing is purified; None when something is."""
     when = found.spec.purify.when
@@ -183,7 +212,7 @@ def _nothing_to_purify(found: Dossier) -> str | None:
     if not found.imported.parity.holds:
         return "the torch twin does not agree with onnxruntime, so its gradients mean nothing"
     if when == "auto" and not needs_repair(found.submitted, found.spec.policy):
-        return "no known trigger works better than the policy allows, so there is nothing to repair"
+        return "no trigger, known or recovered, works better than the policy allows, so there is nothing to repair"
     return None
 
 
@@ -240,12 +269,14 @@ def write(found: Dossier, line: Line, outputs: Outputs, *, tracking_uri: str | N
     store = line.store
     drawn = _draw(found, line)
     plots = {name: store.path(digest).read_bytes() for name, digest in drawn.items()}
-    outputs.discard("plots", "purified", "purified.onnx", "masks.npz", "input_example.npy", PENDING)
+    outputs.discard("plots", "recovered", "purified", "purified.onnx", "masks.npz", "input_example.npy", PENDING)
     model = outputs.keep_model(found.written.model, store) if found.written and found.after else None
     for name, png in plots.items():
         outputs.write(f"plots/{name}.png", png)
     if found.purified is not None:
         outputs.keep("masks.npz", found.purified.masks, store)
+    for place, one in enumerate(found.suspected):
+        _keep_trigger(one, f"recovered/{place}", outputs, store)
     if model is not None:
         outputs.write("input_example.npy", _example(found, store))
     found.files = Files(purified=model, html="report.html")
@@ -258,11 +289,29 @@ def write(found: Dossier, line: Line, outputs: Outputs, *, tracking_uri: str | N
     return report, found.record(report, tracking_uri=uri, experiment=experiment, artifacts=artifacts, model=model, description=markdown(report))
 
 
+def _keep_trigger(one: Hypothesis, folder: str, outputs: Outputs, store: Store) -> None:
+    """A recovered trigger as the next audit.yaml can name it: trigger.yaml, and its files beside it."""
+    import yaml
+
+    from pipeline.triggers import trigger_spec
+
+    if one.trigger is None:
+        return
+    spec = trigger_spec(one.trigger)
+    names = {field: f"{field}{EXTENSIONS[spec.kind]}" for field in spec.files()}
+    for field, digest in spec.files().items():
+        outputs.keep(f"{folder}/{names[field]}", digest, store)
+    fields = spec.model_dump(mode="json", exclude_defaults=True) | {"kind": spec.kind} | names
+    outputs.write(f"{folder}/trigger.yaml", yaml.safe_dump(fields, sort_keys=False).encode())
+
+
 def _draw(found: Dossier, line: Line) -> dict[str, str]:
     """The pictures of the report, as digests; an audit is not lost for want of a picture."""
     if found.submitted is None:
         return {}
     drawn = {
+        "detected": found.detected.model_dump(mode="json") if found.detected and found.detected.hypotheses else None,
+        "suspected": found.spec.policy.max_suspicion,
         "purified": found.purified.model_dump(mode="json") if found.purified and found.after else None,
         "submitted": found.submitted.model_dump(mode="json"),
         "after": found.after.model_dump(mode="json") if found.after else None,

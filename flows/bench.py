@@ -25,6 +25,9 @@ def purify(
     ),
     page: Annotated[Path | None, typer.Option("--page", metavar="FILE.md", help="Write tables and plots.", show_default=False)] = None,
     depth: Annotated[bool, typer.Option("--depth", help="Also: altered triggers, and re-learning from 5 and 50 poisoned samples.")] = False,
+    twin: Annotated[
+        list[Path] | None, typer.Option("--twin", metavar="FOLDER", help="A clean network, for what a perfect repair would leave. May be given again.")
+    ] = None,
     pruning: Annotated[
         list[Path] | None, typer.Option("--pruning", metavar="VICTIM", help="On the page: Fine-Pruning's curve on this one. May be given again.")
     ] = None,
@@ -54,9 +57,49 @@ def purify(
         what = row.error or f"ACC {100 * row.acc:.1f}  ASR {100 * row.asr:.1f}  DER {row.der:.3f}  {row.seconds:.0f} s"
         typer.echo(f"{done}/{total}  {Path(row.victim).name}  {name_of(row)}  {row.images} images  seed {row.seed}: {what}", err=True)
 
-    found = compare(jobs, rows, judges=judges, device=device, workers=workers, depth=depth, listener=told)
+    found = compare(jobs, rows, judges=judges, device=device, workers=workers, depth=depth, twins=twin or [], listener=told)
     if page is not None:
         write_page(page, load(rows), judges=judges, device=device, **_curves(pruning or [], page, judges=judges, device=device))
+        typer.echo(page)
+    else:
+        typer.echo("\n".join(table(found)))
+
+
+@bench.command()
+def detect(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Folders with model.onnx, audit.yaml and card.json, clean ones among them.")],
+    images: Annotated[list[int] | None, typer.Option("--images", help="Calibration images; 1 is one a class. May be given again. Default: 100 and 1.")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds; they draw the images and seed the search.")] = 1,
+    rows: Annotated[Path, typer.Option("--rows", metavar="FILE.csv", help="Where rows are kept; a killed run goes on from there.")] = Path(
+        "build/bench-detect.csv"
+    ),
+    bank: Annotated[
+        Path | None, typer.Option("--bank", metavar="FILE.csv", help="Write what was found as a bank, which scores are held against.", show_default=False)
+    ] = None,
+    page: Annotated[Path | None, typer.Option("--page", metavar="FILE.md", help="Write tables and plots.", show_default=False)] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device")] = "auto",
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: one a core, and one on CUDA.", show_default=False)] = None,
+) -> None:
+    """Search every model for triggers nobody told it about, and see which are suspected.
+
+    Scores are held against the bank that ships; with --bank the models given are written as another one.
+    """
+    from models.detection import Look, Row, search_all, to_csv
+    from models.detection_page import table, write_page
+    from pipeline.artifact import atomic_write
+
+    jobs = [Look(model=str(model.resolve()), images=size, seed=seed) for model in models for size in images or [100, 1] for seed in range(seeds)]
+
+    def told(row: Row, done: int, total: int) -> None:
+        what = row.error or "  ".join(f"{kind} {value:.1f}" for kind, value in row.outliers.items())
+        typer.echo(f"{done}/{total}  {row.model}  {row.images} images  seed {row.seed}: {what}  {row.seconds:.0f} s", err=True)
+
+    found = search_all(jobs, rows, device=device, workers=workers, listener=told)
+    if bank is not None:
+        atomic_write(bank, to_csv(sorted(found, key=lambda row: (row.images, row.data, row.network, row.attack, row.seed, row.model))))
+        typer.echo(bank)
+    elif page is not None:
+        write_page(page, found)
         typer.echo(page)
     else:
         typer.echo("\n".join(table(found)))

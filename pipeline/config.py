@@ -57,6 +57,13 @@ class Purify(_Section):
     seconds: Positive = 1800.0
 
 
+class Detect(_Section):
+    """How to search for triggers that nobody told of.  when: `always` or `never`.  seconds: no search begins later than this; what was not searched is said."""
+
+    when: Literal["always", "never"] = "always"
+    seconds: Positive = 600.0
+
+
 class Waiver(_Section):
     """A finding that somebody answers for, until a day.
 
@@ -75,7 +82,8 @@ class Policy(_Section):
 
     max_asr: the highest ASR of any trigger.  max_accuracy_drop: the most accuracy that a repair may cost; max_class_drop: on any one class, None: whatever.
     min_accuracy: the least accuracy of the file that goes into production.  min_images: fewer hold-out images than this judge nothing.
-    reject: findings of this severity and above reject, but for waivers.
+    max_suspicion: the score, P(backdoored), from which on what the search for unknown triggers found is suspected.  reject: findings of this severity and above
+    reject, but for waivers.
     """
 
     max_asr: Share = 0.10
@@ -83,6 +91,7 @@ class Policy(_Section):
     max_class_drop: Share | None = None
     min_accuracy: Share = 0.0
     min_images: Annotated[int, Field(ge=1)] = 50
+    max_suspicion: Share = 0.5
     reject: Severity = Severity.HIGH
     waivers: list[Waiver] = []
 
@@ -120,6 +129,7 @@ class AuditSpec(_Section):
     labels: list[str] | None = None
     data: Data = Data()
     triggers: list[TriggerSpec] = []
+    detect: Detect = Detect()
     purify: Purify = Purify()
     policy: Policy = Policy()
     limits: LimitSpec = LimitSpec()

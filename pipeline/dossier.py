@@ -13,9 +13,9 @@ from pipeline.config import AuditSpec
 from pipeline.inputs import Inputs, digest
 from pipeline.policy import Evidence, decide
 from pipeline.provenance import git, packages, version
-from pipeline.report.model import AuditReport, Files, MlflowRecord, Provenance, Purified, Stage, SubmittedModel
+from pipeline.report.model import AuditReport, Detection, Files, MlflowRecord, Provenance, Purified, Stage, SubmittedModel, Suspect
 from pipeline.report.summary import summary_rows
-from pipeline.results import GatesResult, ImportResult, Measurement, PurifyResult, Rate, ReadingResult, ScanResult, WriteBackResult
+from pipeline.results import DetectResult, GatesResult, Hypothesis, ImportResult, Measurement, PurifyResult, Rate, ReadingResult, ScanResult, WriteBackResult
 from pipeline.verdict import Reason
 
 
@@ -40,6 +40,7 @@ class Dossier:
     gates: GatesResult | None = None
     rescanned: ScanResult | None = None
     imported: ImportResult | None = None
+    detected: DetectResult | None = None
     purified: PurifyResult | None = None
     written: WriteBackResult | None = None
     after: Measurement | None = None
@@ -52,6 +53,11 @@ class Dossier:
     def note(self, name: str, outcome: Literal["ran", "reused", "failed", "skipped"], seconds: float = 0.0, note: str = "") -> None:
         """Remember how a stage went."""
         self.stages.append(Stage(name=name, outcome=outcome, seconds=round(seconds, 3), note=note))
+
+    @property
+    def suspected(self) -> list[Hypothesis]:
+        """What the search found that the policy calls suspicious, the likeliest first."""
+        return [one for one in self.detected.hypotheses if one.score >= self.spec.policy.max_suspicion] if self.detected else []
 
     @property
     def key(self) -> str:
@@ -74,6 +80,8 @@ class Dossier:
             calibrated=self.inputs.calibrated,
             today=today(),
             remaining=self.rescanned.findings if self.rescanned else None,
+            searched=self.detected is not None and self.detected.complete,
+            suspected=self.suspected,
             purified=after,
         )
         verdict, reasons = decide(evidence, self.spec.policy)
@@ -98,7 +106,7 @@ class Dossier:
             unbound=self.imported.unbound if self.imported else None,
             submitted=self.submitted,
             gates=self.gates.gates if self.gates else None,
-            detection=None,
+            detection=self._detection(),
             purified=self._purified(),
             mlflow=self.mlflow,
             stages=self.stages,
@@ -129,6 +137,19 @@ class Dossier:
             text = f"Which output holds the scores was guessed: {output.name} ({_best_of(output.scores)[1]}). Say it in the spec's `output` if it is not so."
             found.append(Reason(code="read.output-guessed", text=text))
         return found
+
+    def _detection(self) -> Detection | None:
+        if self.detected is None:
+            return None
+        threshold, suspected = self.spec.policy.max_suspicion, self.suspected
+        return Detection(
+            suspected=[_suspect(one) for one in suspected],
+            others=[_suspect(one) for one in self.detected.hypotheses if one not in suspected],
+            false_alarms=_reaching(self.detected.clean, threshold),
+            found=_reaching(self.detected.backdoored, threshold),
+            threshold=threshold,
+            **self.detected.model_dump(include={"method", "score", "outliers", "complete", "seconds", "device", "notes"}),
+        )
 
     def _purified(self) -> Purified | None:
         if self.written is None or self.after is None:
@@ -192,6 +213,14 @@ class Dossier:
             "input_example": "input_example.npy" if model else None,
             "description": description,
         }
+
+
+def _suspect(one: Hypothesis) -> Suspect:
+    return Suspect(**one.model_dump(exclude={"trigger", "aim"}))
+
+
+def _reaching(scores: list[float], threshold: float) -> Rate:
+    return Rate.of(sum(score >= threshold for score in scores), len(scores))
 
 
 def today() -> datetime.date:

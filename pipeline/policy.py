@@ -8,7 +8,7 @@ from datetime import date
 
 from pipeline.config import Policy
 from pipeline.findings import Check, Finding, Outcome
-from pipeline.results import Measurement, Parity
+from pipeline.results import Hypothesis, Measurement, Parity
 from pipeline.verdict import Reason, Verdict
 
 SHOWN = 10  # classes named in a sentence
@@ -21,7 +21,8 @@ class Evidence:
     """What an audit knows in the end.
 
     remaining: findings in the repaired file, where its graph is another; None: those of the submitted one remain.  failures: stage -> why it gave no
-    answer.  searched: that the search for triggers ran.  calibrated: the classes that calibration images are of.  today: by which waivers expire.
+    answer.  searched: that the search for triggers ran to its end.  suspected: what it found that is likely enough.  calibrated: the classes that calibration
+    images are of.  today: by which waivers expire.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -33,7 +34,7 @@ class Evidence:
     searched: bool = False
     calibrated: frozenset[int] = frozenset()
     today: date = date.min
-    suspected: int = 0
+    suspected: list[Hypothesis] = field(default_factory=list)
     purified: Measurement | None = None
 
 
@@ -66,7 +67,7 @@ def decide(evidence: Evidence, policy: Policy) -> tuple[Verdict, list[Reason]]:
 
 
 def needs_repair(submitted: Measurement, policy: Policy) -> bool:
-    """Whether a known trigger works better than the policy allows."""
+    """Whether a trigger, known or recovered, works better than the policy allows."""
     return any(attack.asr.rate > policy.max_asr for attack in submitted.attacks)
 
 
@@ -88,8 +89,10 @@ def _graph(findings: list[Finding], policy: Policy, today: date) -> tuple[list[R
 
 
 def _suspicion(evidence: Evidence) -> Iterator[Reason]:
-    if evidence.suspected:
-        yield Reason(code="detect.suspected", text=f"The search suspects {evidence.suspected} class(es) of being the target of a backdoor.")
+    for one in evidence.suspected:
+        how = f"{one.size:.3g} {one.unit}, where {one.outlier * one.size:.3g} is usual in this model"
+        text = f"The search suspects a backdoor: {one.text}, of {how}; P(backdoored) {one.score:.2f} by the reference models."
+        yield Reason(code="detect.suspected", text=text)
 
 
 def _weights(measured: Measurement | None, before: Measurement | None, policy: Policy, which: str) -> Iterator[Reason]:
@@ -139,6 +142,12 @@ def _broken(evidence: Evidence, policy: Policy) -> Iterator[Reason]:
         if attack.asr.total < policy.min_images:
             text = f"Trigger {attack.name!r} was tried on {attack.asr.total} images; the policy asks for {policy.min_images}."
             yield Reason(code="images.too-few", text=text)
+    for hypothesis in evidence.suspected:
+        if hypothesis.trigger is None:
+            yield Reason(
+                code="detect.not-measured",
+                text=f"What the search suspects ({hypothesis.text}) cannot be measured: nothing would show a repair.",
+            )
     for attack in measured.attacks:
         if not attack.changed.hits:
             yield Reason(code="trigger.no-effect", text=f"Trigger {attack.name!r} changes no pixel of any image: that it does nothing says nothing.")
@@ -175,7 +184,7 @@ def _unseen(evidence: Evidence) -> Iterator[Reason]:
         yield from _missing("hold-out", [label for label, rate in enumerate(measured.by_class) if rate is None], "nothing was measured on them")
         yield from _missing("calibration", sorted(set(range(measured.classes)) - evidence.calibrated), "nothing was searched or repaired on them")
     if not evidence.searched:
-        text = "No search for unknown triggers was made: a backdoor whose trigger was not given would not have been seen."
+        text = "No search for unknown triggers was made, or it ran out of time: a backdoor whose trigger was not given would not have been seen."
         yield Reason(code="detect.absent", text=text)
     for check in evidence.checks:
         if check.outcome == Outcome.SKIPPED:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
@@ -27,7 +27,7 @@ from pipeline.artifact import ModelArtifact
 from pipeline.errors import AuditError, ConversionFailed, Defect, StageFailed
 from pipeline.images import CalibrationSet, HoldoutSet, InputSpec
 from pipeline.results import (
-    GateSeen,
+    DetectResult,
     GatesResult,
     ImportResult,
     IntakeResult,
@@ -43,8 +43,6 @@ from pipeline.results import (
 from pipeline.sandbox import confine
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
     from pipeline.evaluate.session import Classifier
 
 Json = dict[str, Any]
@@ -137,17 +135,29 @@ def _reference(classifier: Classifier, images: CalibrationSet | None) -> dict[st
 
 
 def measure(
-    desk: Desk, *, model: Json, holdout: Json, reading: Json, triggers: list[Json], output: str | None, probabilities: bool, device: str
+    desk: Desk,
+    *,
+    model: Json,
+    holdout: Json,
+    reading: Json,
+    triggers: list[Json],
+    recovered: list[Json],
+    output: str | None,
+    probabilities: bool,
+    device: str,
 ) -> Measurement:
-    """Clean accuracy, and ASR and RA of every trigger, on the hold-out images."""
+    """Clean accuracy, and ASR and RA of every trigger, known or recovered, on the hold-out images."""
     from pipeline.evaluate.measurement import KnownAttack, measure
     from pipeline.evaluate.session import Classifier
     from pipeline.triggers import trigger_spec
 
     images = HoldoutSet.load(holdout)
     channels = images.images.shape[3]
+    kinds: list[tuple[Literal["known", "recovered"], list[Json]]] = [("known", triggers), ("recovered", recovered)]
     attacks = [
-        KnownAttack(name=given["name"], trigger=trigger_spec(given).build(channels), target=given["target"], source=given["source"]) for given in triggers
+        KnownAttack(name=given["name"], trigger=trigger_spec(given).build(channels), target=given["target"], source=given["source"], kind=kind)
+        for kind, some in kinds
+        for given in some
     ]
     classifier = Classifier(desk.model(model), InputSpec.model_validate(reading), device=device, output=output, probabilities=probabilities)
     return measure(classifier, images, attacks, progress=desk.counter("images measured"))
@@ -155,55 +165,12 @@ def measure(
 
 def gates(desk: Desk, *, model: Json, calibration: Json, reading: Json, output: str | None, probabilities: bool, device: str) -> GatesResult:
     """Watch the gates that the scan found on clean images, hold them to either side, and cut them out where no image's label changes by that."""
-    from pipeline.convert.cut import cut, exposed, held
-    from pipeline.convert.stored import parse
-    from pipeline.evaluate.gates import classify, watch
+    from pipeline.cutting import cut_out
     from pipeline.evaluate.session import Classifier
-    from pipeline.scan.bypass import gates
 
-    path, pictures = desk.model(model), CalibrationSet.load(calibration).pictures()[:GATE_IMAGES]
-    others = {name: file for name, file in model["files"].items() if name != "model.onnx"}
-
-    def classifier(folder: str, proto: ModelProto) -> Classifier:
-        file = _written(proto, path.parent, others, desk.folder / folder)
-        return Classifier(file, InputSpec.model_validate(reading), device=device, output=output, probabilities=probabilities)
-
-    submitted = parse(path)
-
-    def hold(graph: ModelProto, value: str, constant: Any) -> Classifier:
-        return classifier("held", held(graph, {value: constant}))
-
-    labels = classify(classifier("submitted", submitted), pictures)
-    seen: dict[str, GateSeen] = {}
-    constants: dict[str, Any] = {}
-    left, removed = submitted, 0
-    while found := gates(left, path.parent):
-        names = {gate.value for gate in found} - constants.keys()
-        if None in names or not names:
-            return GatesResult(gates=list(seen.values()), why="a gate lies inside control flow or a function, or comes back when it is cut")
-        for name in sorted(filter(None, names)):
-            desk.report("gates watched", len(seen), len(seen) + len(names))
-            watched = watch(classifier("exposed", exposed(left, [name])), name, partial(hold, left), pictures)
-            if watched is None:
-                return GatesResult(gates=list(seen.values()), why=f"the gate {name!r} is no number")
-            seen[name], constants[name] = watched.seen, watched.constant
-        left, removed = cut(submitted, constants)
-    changed = int((classify(classifier("cut", left), pictures) != labels).sum())
-    if changed:
-        return GatesResult(gates=list(seen.values()), why=f"{changed} of {len(pictures)} clean images change their label without the gates")
-    files = {"model.onnx": str(desk.folder / "cut" / "model.onnx"), **{name: str(desk.folder / "cut" / name) for name in others}}
-    return GatesResult(gates=list(seen.values()), cut=ModelArtifact(files=files), removed=removed)
-
-
-def _written(proto: ModelProto, source: Path, others: Mapping[str, str], folder: Path) -> Path:
-    """A model file in a folder of its own, with copies of its external data beside it."""
-    for name in others:
-        if not (folder / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, folder / name)
-    folder.mkdir(exist_ok=True)
-    (folder / "model.onnx").write_bytes(proto.SerializeToString())
-    return folder / "model.onnx"
+    load = partial(Classifier, reading=InputSpec.model_validate(reading), device=device, output=output, probabilities=probabilities)
+    pictures = CalibrationSet.load(calibration).pictures()[:GATE_IMAGES]
+    return cut_out(desk.model(model), list(model["files"]), pictures, desk.folder, load=load, progress=desk.counter("gates watched"))
 
 
 def import_model(desk: Desk, *, model: Json, facts: Json, reading: Json, reference: str, output: str, probabilities: bool) -> ImportResult:
@@ -286,6 +253,63 @@ def purify(
     )
 
 
+def detect(
+    desk: Desk,
+    *,
+    model: Json,
+    facts: Json,
+    reading: Json,
+    calibration: Json,
+    output: str | None,
+    probabilities: bool,
+    seconds: float,
+    seed: int,
+    device: str,
+) -> DetectResult:
+    """Search for triggers that nobody told of, on the torch twin, from calibration images alone."""
+    import numpy as np
+    import torch
+
+    from pipeline.allocator import keep_freed_memory
+    from pipeline.convert.to_torch import convert
+    from pipeline.detect import bank
+    from pipeline.detect.detect import METHOD
+    from pipeline.detect.detect import detect as search
+    from pipeline.twin import choose_device, device_name
+
+    keep_freed_memory()
+    place, images = choose_device(device), CalibrationSet.load(calibration)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    twin, _ = convert(desk.model(model), InputSpec.model_validate(reading), ModelFacts.model_validate(facts), output=output, probabilities=probabilities)
+    started = time.monotonic()
+    found = search(
+        twin.to(place),
+        images,
+        seed=seed,
+        seconds=seconds,
+        folder=desk.folder,
+        told=lambda kind, done, total: desk.report(f"searching for a {kind}", done, total),
+    )
+    np.save(desk.folder / "shown.npy", found.differences, allow_pickle=False)
+    references = bank.nearest(bank.references(), len(images))
+    scores = list(zip(bank.alone(references), references, strict=True))
+    return DetectResult(
+        hypotheses=found.hypotheses,
+        method=METHOD,
+        score=found.score,
+        outliers=found.outliers,
+        sizes=found.sizes,
+        shown=str(desk.folder / "shown.npy"),
+        clean=[score for score, one in scores if not one.backdoored],
+        backdoored=[score for score, one in scores if one.backdoored],
+        complete=found.complete,
+        seconds=time.monotonic() - started,
+        device=device_name(place),
+        notes=found.notes,
+    )
+
+
 def write_back(desk: Desk, *, model: Json, weights: str) -> WriteBackResult:
     """Put the new values into the submitted graph, and prove that nothing else changed."""
     from pipeline.convert.write_back import write_back
@@ -294,21 +318,29 @@ def write_back(desk: Desk, *, model: Json, weights: str) -> WriteBackResult:
     return WriteBackResult(model=ModelArtifact(files={name: str(path) for name, path in files.items()}), changes=changes)
 
 
-def plots(desk: Desk, *, purified: Json | None, submitted: Json, after: Json | None, max_asr: float) -> PlotsResult:
+def plots(desk: Desk, *, detected: Json | None, suspected: float, purified: Json | None, submitted: Json, after: Json | None, max_asr: float) -> PlotsResult:
     """Draw what people would rather look at than read."""
+    import numpy as np
+
     from pipeline.report import plots
     from pipeline.report.summary import rows_between
 
     rows = rows_between(Measurement.model_validate(submitted), Measurement.model_validate(after) if after else None)
     drawn = {"before_after": plots.before_after(rows, max_asr=max_asr)}
+    if detected is not None:
+        found = DetectResult.model_validate(detected)
+        marked: dict[str, list[str]] = {}
+        for one in found.hypotheses:
+            if one.score >= suspected:
+                marked.setdefault(one.kind, []).append(one.aim)
+        drawn["suspects"] = plots.suspects(found.sizes, marked, {one.kind: one.unit for one in found.hypotheses})
+        drawn["recovered"] = plots.perturbation(np.load(found.shown, allow_pickle=False), titles=[one.text for one in found.hypotheses])
     if purified is not None:
         result = PurifyResult.model_validate(purified)
         if masks := named(Path(result.masks)):
             drawn["masks"] = plots.mask_histogram(masks)
         drawn["history"] = plots.history(result.history)
         if result.perturbation is not None:
-            import numpy as np
-
             drawn["perturbation"] = plots.perturbation(np.load(result.perturbation, allow_pickle=False), titles=result.hypotheses)
     for name, png in drawn.items():
         (desk.folder / f"{name}.png").write_bytes(png)
@@ -329,6 +361,7 @@ STAGES: dict[str, Callable[..., BaseModel]] = {
     "measure": measure,
     "gates": gates,
     "import": import_model,
+    "detect": detect,
     "purify": purify,
     "write-back": write_back,
     "plots": plots,
@@ -338,6 +371,7 @@ STAGES: dict[str, Callable[..., BaseModel]] = {
 
 SLOW = {
     "import": ("pipeline.convert.to_torch", "pipeline.convert.parity"),
+    "detect": ("pipeline.convert.to_torch", "pipeline.detect.detect"),
     "purify": ("pipeline.convert.to_torch", "pipeline.purify"),
 }
 """What takes seconds to import, by stage."""

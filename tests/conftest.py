@@ -18,6 +18,12 @@ def tiny_backdoored(tmp_path_factory: pytest.TempPathFactory) -> tiny.Backdoored
     return tiny.train_tiny(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def tiny_clean(tmp_path_factory: pytest.TempPathFactory) -> tiny.Backdoored:
+    """The same without a backdoor."""
+    return tiny.train_tiny(tmp_path_factory.mktemp("clean"), rate=0.0)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of the test's own, by a shorter name."""

@@ -11,7 +11,7 @@ import pytest
 from pipeline.config import Policy, Waiver
 from pipeline.findings import Check, Finding, Outcome, Severity
 from pipeline.policy import Evidence, decide, needs_repair
-from pipeline.results import Attack, Divergence, Measurement, Parity, Rate
+from pipeline.results import Attack, Divergence, Hypothesis, Measurement, Parity, Rate
 from pipeline.verdict import Verdict
 
 POLICY = Policy(max_asr=0.10, max_accuracy_drop=0.03, min_accuracy=0.5, min_images=50)
@@ -57,6 +57,15 @@ BAD_PARITY = Parity(
     first_divergence=Divergence(node="conv", operator="Conv", onnxruntime=1.0, torch=2.0),
 )
 HIGH = Finding(rule="graph.gate", severity=Severity.HIGH, message="a gate", where="n3")
+
+
+def suspicion(trigger: dict[str, Any] | None) -> Hypothesis:
+    target = None if trigger is None else 2
+    reached = Rate.of(99, 100)
+    says = {"kind": "patch", "target": target, "text": "patch to class 2", "aim": "to class 2", "size": 4.0, "unit": "px", "outlier": 7.0, "score": 0.98}
+    return Hypothesis(**says, reached=reached, trigger=trigger)
+
+
 CLEAN, BACKDOORED = measured(asr=5), measured(asr=99)
 REPAIRED, STILL_BAD, COSTLY = measured(acc=88), measured(acc=88, asr=50), measured(acc=80)
 ERRORED = Check(name="file.x", outcome=Outcome.ERRORED, note="KeyError")
@@ -71,11 +80,19 @@ UNSOUND = {
 }
 
 
-def expected(*, finding: str, broken: bool, submitted: str, repair: str, searched: bool) -> Verdict:
+SUSPECTED = {
+    "nothing": [],
+    "a trigger": [suspicion({"kind": "patch"})],
+    "no trigger": [suspicion(None)],
+}
+
+
+def expected(*, finding: str, broken: bool, submitted: str, suspected: str, repair: str, searched: bool) -> Verdict:
     """The table in words, written apart from the code."""
     if finding == "stays" or (finding == "cut out" and repair == "none"):
         return Verdict.REJECT
-    bad = submitted == "backdoored" or finding == "cut out"
+    broken = broken or suspected == "no trigger"
+    bad = submitted == "backdoored" or suspected != "nothing" or finding == "cut out"
     if bad and repair in ("fails", "costs too much"):
         return Verdict.REJECT
     if broken:
@@ -86,18 +103,19 @@ def expected(*, finding: str, broken: bool, submitted: str, repair: str, searche
 
 
 @pytest.mark.parametrize(
-    ("finding", "broken", "submitted", "repair", "searched"),
+    ("finding", "broken", "submitted", "suspected", "repair", "searched"),
     list(
         itertools.product(
             ("none", "stays", "cut out"),
             (None, "stage", "check", "parity", "few", *UNSOUND),
             ("clean", "backdoored"),
+            tuple(SUSPECTED),
             ("none", "passes", "fails", "costs too much"),
             (False, True),
         )
     ),
 )
-def test_truth_table(finding: str, broken: str | None, submitted: str, repair: str, searched: bool) -> None:
+def test_truth_table(finding: str, broken: str | None, submitted: str, suspected: str, repair: str, searched: bool) -> None:
     before = {"clean": {"asr": 5}, "backdoored": {"asr": 99}}[submitted]
     before |= UNSOUND.get(broken or "", {})
     verdict, reasons = decide(
@@ -109,13 +127,16 @@ def test_truth_table(finding: str, broken: str | None, submitted: str, repair: s
             submitted=measured(**before),
             parity=BAD_PARITY if broken == "parity" else GOOD_PARITY,
             searched=searched,
+            suspected=SUSPECTED[suspected],
             calibrated=ALL,
             purified={"none": None, "passes": REPAIRED, "fails": STILL_BAD, "costs too much": COSTLY}[repair],
         ),
         POLICY.model_copy(update={"min_images": 500}) if broken == "few" else POLICY,
     )
-    repair_counts = repair if submitted == "backdoored" or finding == "cut out" else "none"
-    assert verdict == expected(finding=finding, broken=broken is not None, submitted=submitted, repair=repair_counts, searched=searched)
+    repair_counts = repair if submitted == "backdoored" or suspected != "nothing" or finding == "cut out" else "none"
+    assert verdict == expected(
+        finding=finding, broken=broken is not None, submitted=submitted, suspected=suspected, repair=repair_counts, searched=searched
+    )  # fmt: skip
     assert reasons, "a verdict without a reason convinces nobody"
     assert all(reason.text.strip() for reason in reasons)
 
@@ -141,7 +162,7 @@ def test_parity_names_the_first_node() -> None:
 
 
 def test_a_search_that_suspects_a_class_keeps_from_accept() -> None:
-    assert decide(Evidence(submitted=CLEAN, parity=GOOD_PARITY, searched=True, calibrated=ALL, suspected=1), POLICY)[0] == Verdict.REJECT
+    assert decide(Evidence(submitted=CLEAN, parity=GOOD_PARITY, searched=True, calibrated=ALL, suspected=SUSPECTED["a trigger"]), POLICY)[0] == Verdict.REJECT
 
 
 def test_accuracy_below_the_policy_is_no_accept() -> None:

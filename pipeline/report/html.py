@@ -17,7 +17,9 @@ from pipeline.report.model import AuditReport
 MOST = 200  # rows of a table: a hostile file can have a million; report.json has them all
 
 PICTURES = {
-    "perturbation": "What the search ended with. Mid-grey is no change; each is stretched to its own largest magnitude, written below it (pixels are 0 to 1).",
+    "suspects": "The smallest change of each kind, class by class: what stands far to the left of the others is a short cut. Suspected ones are filled.",
+    "recovered": "What the changes that were found add to pictures, in the mean; the likeliest first. Mid-grey is no change.",
+    "perturbation": "What the purifier's own search ended with. Mid-grey is no change; each is stretched to its own largest magnitude, written below it.",
     "masks": "How far each layer was masked: weights by mask value, on a logarithmic scale.",
     "history": "The purifier, step by step.",
     "before_after": "Accuracy and attack success, submitted and repaired, with 95 % Wilson intervals.",

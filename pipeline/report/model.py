@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, ConfigDict, Field
 
 from pipeline.findings import Check, Finding, Printable, printable
-from pipeline.results import Bound, Change, GateSeen, Measurement, Parity, ReadingResult, Unbound, Value
+from pipeline.results import Bound, Change, GateSeen, Measurement, Parity, Rate, ReadingResult, Target, Unbound, Value
 from pipeline.verdict import Reason, Verdict
 
 SCHEMA: Final = "onnx-audit/report/1"
@@ -47,18 +47,39 @@ class Stage(Value):
 
 
 class Suspect(Value):
-    """A class that behaves like the target of a backdoor, and how much it stands out."""
+    """The smallest change of its kind, as `pipeline.results.Hypothesis` has it.  target: `next` for label + 1, null for another step."""
 
-    target: int = Field(ge=0)
+    kind: str
+    target: Target
+    source: int | None
+    text: Printable
+    size: float
+    unit: str
+    outlier: float
+    reached: Rate
     score: float
 
 
 class Detection(Value):
-    """The search for triggers nobody told us about.  score: the highest that any class had, suspected or not."""
+    """The search for triggers nobody told us about.
+
+    suspected: what scores as much as the policy's threshold, the likeliest first; others: the smallest change of every other kind.  score: P(backdoored), in
+    0..1, on the scale of the reference models.  false_alarms, found: of these, the clean ones that the threshold suspects, and the backdoored ones.  complete:
+    there was time for every search.
+    """
 
     suspected: list[Suspect]
+    others: list[Suspect]
     method: str
     score: float
+    threshold: float
+    false_alarms: Rate
+    found: Rate
+    outliers: dict[str, float]
+    complete: bool
+    seconds: Seconds
+    device: str
+    notes: list[Printable]
 
 
 class Purified(Measurement):

@@ -127,6 +127,29 @@ def perturbation(values: NDArray[np.float32], *, titles: Sequence[str] = ()) -> 
     return png.getvalue()
 
 
+def suspects(sizes: Mapping[str, Mapping[str, float]], suspected: Mapping[str, Sequence[str]], units: Mapping[str, str]) -> bytes:
+    """How large each change that was searched for is: kind -> what it aims at -> size; suspected: kind -> aims.  A strip for each kind, on its own axis."""
+    kinds = [kind for kind, changes in sizes.items() if changes]
+    if not kinds:
+        raise ValueError("there is no size to draw")
+    with figure_of(height=0.3 + 0.95 * len(kinds)) as (figure, png):
+        for kind, axes in zip(kinds, _grid(figure, len(kinds), 1), strict=True):
+            changes = {aim: size for aim, size in sizes[kind].items() if math.isfinite(size) and size > 0}
+            marked = {aim: size for aim, size in changes.items() if aim in suspected.get(kind, ())}
+            median = float(np.median(list(changes.values()) or [1.0]))
+            axes.axvline(median, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+            axes.scatter(list(changes.values()), [0] * len(changes), s=42, facecolor="none", edgecolor=FAINT)
+            axes.scatter(list(marked.values()), [0] * len(marked), s=42, color=SUBMITTED)
+            for aim, size in sorted(changes.items(), key=lambda entry: entry[1])[:1]:
+                axes.annotate(_label(aim, 40), (size, 0), (0, 9), textcoords="offset points", fontsize=7.5, color=INK, ha="left")
+            axes.set(yticks=[], ylim=(-0.6, 1.0), xlim=(0, 1.06 * max([median, *changes.values()])))
+            axes.set_title(_label(f"{kind}, {units.get(kind, '')}", 60), fontweight="bold")
+            axes.spines["left"].set_visible(False)
+            axes.grid(visible=False)
+        _below(figure, "size of the smallest change; the dashed line is the median", shown=len(kinds), count=len(kinds), of="kinds")
+    return png.getvalue()
+
+
 def mask_histogram(masks: Mapping[str, NDArray[Any]]) -> bytes:
     """How much of each layer is masked: initializer name -> mask of any shape in 0..1.  0 is gone, 1 is untouched."""
     known = {name: _in_unit(mask) for name, mask in masks.items()}

@@ -82,8 +82,12 @@ def test_a_backdoored_model_is_repaired(here: Place, tiny_backdoored: tiny.Backd
     assert report["submitted"]["attacks"][0]["asr"]["rate"] > 0.9
     assert report["purified"]["attacks"][0]["asr"]["rate"] <= 0.1
     assert report["purified"]["provider"] == "CPUExecutionProvider"
-    assert report["detection"] is None
-    assert "detect.absent" in {reason["code"] for reason in report["reasons"]}
+    assert report["detection"]["score"] >= report["detection"]["threshold"] and report["detection"]["complete"]
+    assert report["detection"]["suspected"][0]["target"] == tiny_backdoored.trigger.target
+    assert "detect.suspected" in {reason["code"] for reason in report["reasons"]}
+    recovered = [attack for attack in report["submitted"]["attacks"] if attack["kind"] == "recovered"]
+    again = [attack for attack in report["purified"]["attacks"] if attack["kind"] == "recovered"]
+    assert recovered and recovered[0]["asr"]["rate"] > 0.5 and again[0]["asr"]["rate"] <= 0.1, "what was recovered is measured before and after"
     assert report["parity"]["max_relative_difference"] <= 1e-3
 
     purified = out / report["files"]["purified"]
@@ -95,7 +99,7 @@ def test_a_backdoored_model_is_repaired(here: Place, tiny_backdoored: tiny.Backd
     readers = {name: node.op_type for node in onnx.load(purified).graph.node for name in node.input}
     assert {readers[name] for name in changed} <= {"Conv", "Gemm", "MatMul"}
     assert "<script" not in (out / "report.html").read_text()
-    assert {path.name for path in (out / "plots").iterdir()} == {"before_after.png", "history.png", "perturbation.png"}
+    assert {path.name for path in (out / "plots").iterdir()} == {"before_after.png", "history.png", "perturbation.png", "recovered.png", "suspects.png"}
 
 
 def test_the_second_run_reuses_and_records_once(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
@@ -105,7 +109,9 @@ def test_the_second_run_reuses_and_records_once(here: Place, tiny_backdoored: ti
     assert "reused from an earlier audit" in second.stdout
     one, two = report_of(here.folder / "one"), report_of(here.folder / "two")
     again = outcomes(two)
-    assert {again[name] for name in ("scan", "read", "measure", "import", "purify", "write-back", "measure again", "plots", "record")} == {"reused"}
+    assert {
+        again[name] for name in ("scan", "read", "measure", "import", "detect", "measure recovered", "purify", "write-back", "measure again", "plots", "record")
+    } == {"reused"}
     assert one["mlflow"]["run_id"] == two["mlflow"]["run_id"]
     for part in ("verdict", "reasons", "submitted", "purified", "findings", "parity"):
         assert one[part] == two[part]
@@ -144,16 +150,42 @@ def test_the_prefect_artifact_is_there(here: Place, tiny_backdoored: tiny.Backdo
     assert "ACC clean images" in latest["data"]
 
 
-def test_no_trigger_no_invented_attack(here: Place, tiny_backdoored: tiny.Backdoored) -> None:
+def test_a_backdoor_that_nobody_told_of_is_found_and_repaired(here: Place, tiny_backdoored: tiny.Backdoored) -> None:
     done = here.command("run", tiny_backdoored.model, "--data", tiny_backdoored.images, "--out", "out")
-    assert done.returncode == 3, done.stderr
+    assert done.returncode == 1, done.stderr
     report = report_of(here.folder / "out")
-    assert report["verdict"] == "INCONCLUSIVE"
-    assert report["submitted"]["attacks"] == []
-    assert report["purified"] is None
-    assert any("No search for unknown triggers" in reason["text"] for reason in report["reasons"])
+    assert report["verdict"] == "REPAIRED"
+    assert {attack["kind"] for attack in report["submitted"]["attacks"]} == {"recovered"}, "no trigger was given, and none is invented"
+    assert report["detection"]["suspected"][0]["target"] == tiny_backdoored.trigger.target
+    assert {"detect.suspected", "submitted.asr", "purify.passes"} <= {reason["code"] for reason in report["reasons"]}
+    assert "suspected" in (here.folder / "out" / "report.html").read_text()
     assert report["reading"]["guessed"] is True
     assert report["submitted"]["clean"]["rate"] > 0.9
+    trigger = here.folder / "out" / "recovered" / "0" / "trigger.yaml"
+    spec = {"triggers": [yaml.safe_load(trigger.read_text())], "data": {"images": str(tiny_backdoored.images)}, "detect": {"when": "never"}}
+    (trigger.parent / "audit.yaml").write_text(yaml.safe_dump(spec))
+    known = here.command("run", tiny_backdoored.model, "--spec", trigger.parent / "audit.yaml", "--purify", "never", "--out", "known")
+    assert known.returncode == 1, known.stderr
+    attacks = report_of(here.folder / "known")["submitted"]["attacks"]
+    assert [attack["kind"] for attack in attacks] == ["known"] and attacks[0]["asr"]["rate"] > 0.5, "what was recovered can be told the next audit"
+
+
+def test_a_clean_model_is_accepted(here: Place, tiny_clean: tiny.Backdoored) -> None:
+    """And not purified: nothing is changed for the sake of a backdoor that is not there."""
+    done = here.command("run", tiny_clean.model, "--data", tiny_clean.images, "--out", "out")
+    report = report_of(here.folder / "out")
+    assert done.returncode == 0, [reason["text"] for reason in report["reasons"]]
+    assert report["verdict"] == "ACCEPT" and report["purified"] is None
+    assert report["detection"]["suspected"] == [] and report["detection"]["complete"] and len(report["detection"]["others"]) == 5
+
+
+def test_without_a_search_nothing_is_accepted(here: Place, tiny_clean: tiny.Backdoored) -> None:
+    (here.folder / "audit.yaml").write_text(yaml.safe_dump({"data": {"images": str(tiny_clean.images)}, "detect": {"when": "never"}}))
+    done = here.command("run", tiny_clean.model, "--spec", "audit.yaml", "--out", "out")
+    assert done.returncode == 3, done.stderr
+    report = report_of(here.folder / "out")
+    assert report["verdict"] == "INCONCLUSIVE" and report["detection"] is None
+    assert any("No search for unknown triggers" in reason["text"] for reason in report["reasons"])
 
 
 def test_the_output_with_the_scores_is_found_and_repaired(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:

@@ -38,6 +38,29 @@ def provenance(*, images: bool) -> Provenance:
     )
 
 
+def suspect(kind: str, target: int | None, score: float) -> Suspect:
+    return Suspect(
+        kind=kind, target=target, source=None, text=f"{kind} {SCRIPT}", size=9.2, unit="px", outlier=3.1, reached=Rate.of(241, 250), score=score
+    )  # fmt: skip
+
+
+def detection() -> Detection:
+    return Detection(
+        suspected=[suspect("patch", 2, 0.98)],
+        others=[suspect("warp", 4, 0.12), suspect("shift", None, 0.05)],
+        method="the smallest patch to each class",
+        score=0.98,
+        threshold=0.5,
+        false_alarms=Rate.of(1, 13),
+        found=Rate.of(17, 21),
+        outliers={"patch": 3.1, "warp": 1.2, "shift": 1.1},
+        complete=True,
+        seconds=41.2,
+        device="cuda: NVIDIA H200",
+        notes=[f"a note {TEMPLATE}"],
+    )
+
+
 @pytest.fixture
 def full() -> AuditReport:
     return AuditReport(
@@ -91,7 +114,7 @@ def full() -> AuditReport:
             improbable=0,
             provider="CUDAExecutionProvider",
         ),
-        detection=Detection(suspected=[Suspect(target=2, score=4.8)], method="patch inversion", score=4.8),
+        detection=detection(),
         purified=Purified(
             sha256=digest("purified"),
             method="awm",

@@ -1,0 +1,186 @@
+"""Measure the search for unknown triggers on models of which it is known whether they are backdoored: `onnx-audit bench detect`.
+
+A model is a folder as `onnx-audit zoo build` makes it.  Rows go to a CSV as they are made, and a killed run goes on from there.  The same rows, of other
+models, are the bank that scores are held against (pipeline/detect/bank.csv).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from math import nan
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.comparison import ONE_A_CLASS, all_images
+from pipeline.allocator import keep_freed_memory
+from pipeline.artifact import atomic_write, sha256
+from pipeline.config import AuditSpec, read_spec
+from pipeline.convert.to_torch import convert
+from pipeline.detect.bank import KINDS, Reference
+from pipeline.detect.detect import anomaly_index, look
+from pipeline.errors import AuditError
+from pipeline.findings import printable
+from pipeline.images import CalibrationSet, LabelledImages, split
+from pipeline.sandbox import die_with
+from pipeline.scan import scan
+from pipeline.twin import choose_device
+
+JUDGES = 2000  # hold-out images, which no search sees
+
+
+@dataclass(frozen=True)
+class Look:
+    """One search to be made.  model: its folder.  images: calibration images; 1 is one a class."""
+
+    model: str
+    images: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a search found.
+
+    truth: what the trigger does, in the words of the search; "" for a clean model.  patch ... addition: the median size over the smallest, NaN where that was
+    not searched for.  aims: what the smallest of each kind does, in the same order, parted by `;`.  index: Neural Cleanse's.
+    """
+
+    model: str
+    data: str
+    network: str
+    attack: str
+    images: int
+    seed: int
+    truth: str
+    patch: float
+    warp: float
+    shift: float
+    departure: float
+    addition: float
+    aims: str
+    index: float
+    seconds: float
+    sha256: str
+    error: str
+
+    @property
+    def outliers(self) -> dict[str, float]:
+        """By kind, of those that were searched for."""
+        return {kind: value for kind in KINDS if (value := getattr(self, kind)) == value}
+
+    @property
+    def reference(self) -> Reference:
+        """As a model of a bank."""
+        return Reference(self.model, self.images, self.attack != "clean", self.outliers)
+
+
+def truth_of(spec: AuditSpec) -> str:
+    """What the trigger of a model does, in the words of `pipeline.search.targeted.Aim`; "" where it has none."""
+    if not spec.triggers:
+        return ""
+    trigger = spec.triggers[0]
+    target, source = spec.target_of(trigger), spec.source_of(trigger)
+    if target == "next":
+        return "to each class + 1"
+    return f"from class {source} to class {target}" if source is not None else f"to class {target}"
+
+
+def made(job: Look, device: str) -> Row:
+    """Search one model."""
+    import time
+
+    folder = Path(job.model)
+    spec, card = read_spec(folder / "audit.yaml"), json.loads((folder / "card.json").read_text())["recipe"]
+    says: dict[str, Any] = {
+        "model": folder.name,
+        "data": card["data"],
+        "network": card["network"],
+        "attack": card["attack"],
+        "images": job.images,
+        "seed": job.seed,
+        "truth": truth_of(spec),
+        "sha256": sha256(folder / "model.onnx"),
+    }
+    nothing: dict[str, Any] = dict.fromkeys(KINDS, nan) | {"aims": "", "index": nan, "seconds": 0.0}
+    if spec.input is None:
+        raise ValueError(f"the audit.yaml of {folder} must say how the model reads images")
+    try:
+        twin = convert(folder / "model.onnx", spec.input, scan(folder / "model.onnx").model)[0].to(choose_device(device))
+        _, pool = split(all_images(spec), calibration=JUDGES, seed=0)
+        wanted = len(np.unique(pool.labels)) if job.images == ONE_A_CLASS else job.images
+        drawn, _ = split(LabelledImages(pool.images, pool.labels), calibration=wanted, seed=job.seed)
+        started = time.monotonic()
+        _, _, found = look(twin, CalibrationSet(drawn.images, drawn.labels), seed=job.seed, seconds=float("inf"))
+    except (AuditError, ValueError, RuntimeError) as error:
+        return Row(**says, **nothing, error=printable(f"{type(error).__name__}: {error}"))
+    seconds = time.monotonic() - started
+    aims: dict[str, str] = {one.kind: str(one.aim(int(one.sizes().argmin()))) for one in found.searches}
+    outliers: dict[str, Any] = {one.kind: round(one.outlier, 4) for one in found.searches}
+    return Row(
+        **says,
+        **{kind: outliers.get(kind, nan) for kind in KINDS},
+        aims=";".join(aims.get(kind, "") for kind in KINDS),
+        index=round(anomaly_index(found), 4),
+        seconds=round(seconds, 1),
+        error="",
+    )
+
+
+def _work(job: Look, device: str, threads: int) -> Row:
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return made(job, device)
+
+
+def search_all(
+    jobs: Iterable[Look], rows_file: Path, *, device: str, workers: int | None = None, listener: Callable[[Row, int, int], None] | None = None
+) -> list[Row]:
+    """Make what is missing of the jobs, each row written as soon as it is there; returns the rows of all of them."""
+    jobs = list(jobs)
+    known = {(row.sha256, row.images, row.seed): row for row in load(rows_file)}
+    key = {job: (sha256(Path(job.model) / "model.onnx"), job.images, job.seed) for job in jobs}
+    missing = [job for job in jobs if key[job] not in known or known[key[job]].error]
+    cores = len(os.sched_getaffinity(0))
+    workers = workers or (1 if device == "cuda" else cores)
+    rows_file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(rows_file, to_csv(list(known.values())))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)) as pool:
+        pending = {pool.submit(_work, job, device, max(1, cores // workers)): job for job in missing}
+        for done, future in enumerate(as_completed(pending), start=1):
+            row = known[key[pending[future]]] = future.result()
+            with rows_file.open("a", newline="") as file:
+                csv.DictWriter(file, [field.name for field in fields(Row)]).writerow(asdict(row))
+            if listener is not None:
+                listener(row, done, len(missing))
+    return [known[key[job]] for job in jobs]
+
+
+def load(path: Path) -> list[Row]:
+    """The rows of earlier runs, without the half line that a killed one may have left; of a search that was made twice, the last counts."""
+    if not path.exists():
+        return []
+    kinds = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in fields(Row)}
+    with path.open(newline="") as file:
+        complete = [line for line in csv.DictReader(file) if None not in line and None not in line.values()]
+    return [Row(**{name: kinds[name](value) for name, value in line.items()}) for line in complete]
+
+
+def to_csv(rows: Sequence[Row]) -> bytes:
+    """The rows as they lie in a file."""
+    import io
+
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)])
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue().encode()
