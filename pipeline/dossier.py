@@ -185,6 +185,8 @@ class Dossier:
     ) -> dict[str, Any]:
         """What the tracking server is to be told, as `pipeline.tracking.RecordRequest` has it; paths relative to the output folder."""
         metrics = {f"{name}_{when}": rate.rate for row in summary_rows(report) for name, when, rate in _rates(row)}
+        if report.detection is not None:
+            metrics["suspicion"] = report.detection.score
         if report.purified is not None:
             metrics |= {"purify_seconds": report.purified.seconds, "changed_initializers": float(report.purified.changed_initializers)}
         settings = self.spec.model_dump(mode="json", exclude={"data", "triggers", "labels"})

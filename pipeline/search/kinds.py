@@ -97,11 +97,13 @@ def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch
         if told is not None:
             told(one.kind, done, len(makers))
         one.search(twin.logits, pictures, own, generator, steps=config.steps, count=config.pictures, late=late)
+        if late():
+            break  # sizes that are still falling say nothing
         found.searches.append(one)
         sizes = one.sizes().detach()
         smallest = int(sizes.argmin())
         found.notes.append(
             f"smallest {one.name}: {float(sizes[smallest]):.1f} {one.unit}, {one.aim(smallest)}; the median over the smallest is {one.outlier:.1f}"
         )
-    found.complete = not late()
+    found.complete = len(found.searches) == len(makers)
     return found

@@ -54,6 +54,8 @@ class Patches(Painted):
         """From both starts."""
         placed = copy(self)
         self.descend(network, pictures, own, generator, steps=steps, count=count, late=late)
+        if late():
+            return
         placed.parameters = [start.requires_grad_() for start in best_windows(network, pictures, len(own), self.classes, generator)]
         placed.descend(network, pictures, own, generator, steps=steps, count=count, late=late)
         with torch.no_grad():
