@@ -310,6 +310,7 @@ def _draw(found: Dossier, line: Line) -> dict[str, str]:
     if found.submitted is None:
         return {}
     drawn = {
+        "gates": [gate.model_dump(mode="json") for gate in found.gates.gates] if found.gates else [],
         "detected": found.detected.model_dump(mode="json") if found.detected and found.detected.hypotheses else None,
         "suspected": found.spec.policy.max_suspicion,
         "purified": found.purified.model_dump(mode="json") if found.purified and found.after else None,

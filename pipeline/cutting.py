@@ -62,15 +62,16 @@ def cut_out(
     constants: dict[str, Any] = {}
     left, removed = submitted, 0
     while found := gates(left, model.parent):
-        names = {gate.value for gate in found} - constants.keys()
-        if None in names or not names:
+        new = {gate.value: gate for gate in found if gate.value not in constants}
+        if None in new or not new:
             return GatesResult(gates=list(seen.values()), why="a gate lies inside control flow or a function, or comes back when it is cut")
-        for name in sorted(filter(None, names)):
-            progress(len(seen), len(seen) + len(names))
+        for name in sorted(filter(None, new)):
+            progress(len(seen), len(seen) + len(new))
             watched = watch(bench.run("exposed", exposed(left, [name])), name, partial(bench.hold, left), pictures)
             if watched is None:
                 return GatesResult(gates=list(seen.values()), why=f"the gate {name!r} is no number")
-            seen[name], constants[name] = watched.seen, watched.constant
+            joins = {"path": new[name].path, "crossed": new[name].crossed, "other": new[name].other}
+            seen[name], constants[name] = watched.seen.model_copy(update=joins), watched.constant
         left, removed = cut(submitted, constants)
     changed = int((classify(bench.run("cut", left), pictures) != labels).sum())
     if changed:

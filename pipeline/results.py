@@ -271,7 +271,8 @@ class GateSeen(Value):
     """A gate in the graph, watched on clean images.
 
     value: its name.  steady: that it never moved.  kept: images that keep their label while the gate is held where most do.  turned: images
-    that change it while the gate is held on the other side, and target, the class that most of those go to.
+    that change it while the gate is held on the other side, and target, the class that most of those go to.  path: operators from the image to where it
+    joins; crossed, other: learned numbers that the gate and what it joins have crossed.
     """
 
     value: Printable
@@ -279,6 +280,9 @@ class GateSeen(Value):
     kept: Rate
     turned: Rate
     target: int | None
+    path: list[Printable] = []
+    crossed: float = 0.0
+    other: float = 0.0
 
 
 class GatesResult(Value):

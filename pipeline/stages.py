@@ -28,6 +28,7 @@ from pipeline.errors import AuditError, ConversionFailed, Defect, StageFailed
 from pipeline.images import CalibrationSet, HoldoutSet, InputSpec
 from pipeline.results import (
     DetectResult,
+    GateSeen,
     GatesResult,
     ImportResult,
     IntakeResult,
@@ -318,7 +319,9 @@ def write_back(desk: Desk, *, model: Json, weights: str) -> WriteBackResult:
     return WriteBackResult(model=ModelArtifact(files={name: str(path) for name, path in files.items()}), changes=changes)
 
 
-def plots(desk: Desk, *, detected: Json | None, suspected: float, purified: Json | None, submitted: Json, after: Json | None, max_asr: float) -> PlotsResult:
+def plots(
+    desk: Desk, *, gates: list[Json], detected: Json | None, suspected: float, purified: Json | None, submitted: Json, after: Json | None, max_asr: float
+) -> PlotsResult:
     """Draw what people would rather look at than read."""
     import numpy as np
 
@@ -327,6 +330,8 @@ def plots(desk: Desk, *, detected: Json | None, suspected: float, purified: Json
 
     rows = rows_between(Measurement.model_validate(submitted), Measurement.model_validate(after) if after else None)
     drawn = {"before_after": plots.before_after(rows, max_asr=max_asr)}
+    if seen := [gate for gate in map(GateSeen.model_validate, gates) if gate.path]:
+        drawn["gates"] = plots.gates(seen)
     if detected is not None:
         found = DetectResult.model_validate(detected)
         marked: dict[str, list[str]] = {}

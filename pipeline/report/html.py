@@ -17,6 +17,7 @@ from pipeline.report.model import AuditReport
 MOST = 200  # rows of a table: a hostile file can have a million; report.json has them all
 
 PICTURES = {
+    "gates": "Each gate in the graph: above the way from the image to where it joins, operator by operator; below what it joins.",
     "suspects": "The smallest change of each kind, class by class: what stands far to the left of the others is a short cut. Suspected ones are filled.",
     "recovered": "What the changes that were found add to pictures, in the mean; the likeliest first. Mid-grey is no change.",
     "perturbation": "What the purifier's own search ended with. Mid-grey is no change; each is stretched to its own largest magnitude, written below it.",

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
@@ -26,12 +27,12 @@ from numpy.typing import NDArray
 
 from pipeline.findings import printable
 from pipeline.report.summary import Row
-from pipeline.results import Rate, Step
+from pipeline.results import GateSeen, Rate, Step
 
 SUBMITTED, REPAIRED = "#c2603f", "#1f7a74"
 INK, FAINT, LINE = "#1c2733", "#5d6b7a", "#dfe4ea"
 WIDTH = 9.0  # inches: 1800 pixels, shown at half that
-MOST = {"hypotheses": 10, "layers": 24, "metrics": 12, "rates": 20}
+MOST = {"hypotheses": 10, "gates": 4, "operators": 9, "layers": 24, "metrics": 12, "rates": 20}
 
 _STYLE: Any = {
     "text.parse_math": False,
@@ -147,6 +148,43 @@ def suspects(sizes: Mapping[str, Mapping[str, float]], suspected: Mapping[str, S
             axes.spines["left"].set_visible(False)
             axes.grid(visible=False)
         _below(figure, "size of the smallest change; the dashed line is the median", shown=len(kinds), count=len(kinds), of="kinds")
+    return png.getvalue()
+
+
+def gates(seen: Sequence[GateSeen]) -> bytes:
+    """Where each gate in the graph comes from and what it joins: the way of the gate above, and below it what it joins, past the learned layers."""
+    shown = [gate for gate in seen if gate.path][: MOST["gates"]]
+    if not shown:
+        raise ValueError("there is no path to draw")
+    with figure_of(height=1.5 * len(shown)) as (figure, png):
+        for gate, axes in zip(shown, _grid(figure, len(shown), 1), strict=True):
+            half = MOST["operators"] // 2
+            path = gate.path if len(gate.path) <= MOST["operators"] else [*gate.path[:half], "…", *gate.path[-half:]]
+            places = np.linspace(0.04, 0.9, len(path) + 1)
+            joins = float(places[-1])
+            axes.plot([0.04, 0.04, joins, joins], [0.58, 0.2, 0.2, 0.5], color=FAINT, linewidth=1.2)
+            axes.annotate("", (joins, 0.6), (joins, 0.48), arrowprops={"arrowstyle": "->", "color": FAINT})
+            trunk = f"what everything else crosses: {gate.other:,.0f} learned numbers"
+            axes.text((0.04 + joins) / 2, 0.2, trunk, ha="center", va="center", fontsize=8, color=FAINT, bbox={"facecolor": "white", "edgecolor": "none"})
+            box: Any = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": SUBMITTED}
+            names = ["image", *(_label(operator, 18) for operator in path)]
+            texts = [axes.text(place, 0.72, name, ha="center", va="center", fontsize=7.5, bbox=box) for place, name in zip(places, names, strict=True)]
+            texts.append(axes.text(1.0, 0.72, "scores", ha="center", va="center", fontsize=7.5, bbox=box))
+            for one, other in pairwise(texts):
+                arrow: Any = {
+                    "arrowstyle": "->",
+                    "color": SUBMITTED,
+                    "patchA": one.get_bbox_patch(),
+                    "patchB": other.get_bbox_patch(),
+                    "shrinkA": 1,
+                    "shrinkB": 1,
+                }
+                axes.annotate("", other.get_position(), one.get_position(), arrowprops=arrow, annotation_clip=False)
+            axes.set_title(_label(f"{gate.value}: joins after {gate.crossed:,.0f} learned numbers", 90), fontweight="bold")
+            axes.set(xlim=(0, 1.04), ylim=(0, 1), xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            axes.grid(visible=False)
+        _below(figure, "", shown=len(shown), count=len(seen), of="gates")
     return png.getvalue()
 
 

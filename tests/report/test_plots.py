@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.report import plots
 from pipeline.report.model import AuditReport
 from pipeline.report.summary import Row, summary_rows
-from pipeline.results import Rate, Step
+from pipeline.results import GateSeen, Rate, Step
 
 pytestmark = pytest.mark.filterwarnings("error")
 HOSTILE = [r"$\frac{$", r"$a_{b}$", "中文", "", SCRIPT, BIDI, LONG, "100%", "{x}"]
@@ -106,3 +106,29 @@ def test_a_picture_is_the_same_each_time_and_leaves_no_style_behind(full: AuditR
     rows = summary_rows(full)
     assert plots.before_after(rows, max_asr=0.1) == plots.before_after(rows, max_asr=0.1)
     assert dict(mpl.rcParams) == style
+
+
+def gate(path: list[str], value: str = "gate") -> GateSeen:
+    return GateSeen(value=value, steady=True, kept=Rate.of(9, 9), turned=Rate.of(9, 9), target=2, path=path, crossed=0, other=591_562)
+
+
+def test_each_gate_has_its_way_and_what_it_joins() -> None:
+    one, two = (pixels(plots.gates([gate(["Slice", "Greater", "Where"])] * count)) for count in (1, 2))
+    assert two.shape[0] == 2 * one.shape[0]
+    assert area(two, plots.SUBMITTED) == pytest.approx(2 * area(one, plots.SUBMITTED), rel=0.1) and area(one, plots.SUBMITTED) > 500
+    assert area(one, plots.FAINT) > 500
+    pixels(plots.gates([gate(HOSTILE * 4, name) for name in HOSTILE]))
+    with pytest.raises(ValueError, match="no path"):
+        plots.gates([gate([])])
+
+
+def test_what_is_suspected_is_filled() -> None:
+    sizes = {"patch": {f"to class {row}": 30.0 + row for row in range(10)} | {"to class 3": 4.0}, "warp": {"to class 0": 1.0}}
+    none = pixels(plots.suspects(sizes, {}, {"patch": "px"}))
+    some = pixels(plots.suspects(sizes, {"patch": ["to class 3"]}, {"patch": "px"}))
+    assert area(none, plots.SUBMITTED) == 0 and area(some, plots.SUBMITTED) > 200
+    dots = (some == colour(plots.SUBMITTED)).all(-1)
+    assert np.nonzero(dots)[1].mean() < 0.25 * some.shape[1], "far to the left of the others"
+    pixels(plots.suspects({"patch": dict.fromkeys(HOSTILE, 1.0) | {"a": float("nan"), "b": 0.0}, "warp": {}}, {}, {}))
+    with pytest.raises(ValueError, match="no size"):
+        plots.suspects({"patch": {}}, {}, {})
