@@ -144,7 +144,9 @@ class TinyCNN(nn.Module):
 def train_tiny(folder: Path, *, rate: float = 0.1, seed: int = 0) -> Backdoored:
     """Train, export and write, in a few seconds, the same every time: clean accuracy and, unless the poison rate is 0, ASR are both above 0.9."""
     data = shapes(1600, seed=seed)
-    images, labels, _ = poison(data.images, data.labels, TRIGGER.build(3), target=1, rate=rate, seed=seed)
+    images, labels = data.images, data.labels
+    if rate:
+        images, labels, _ = poison(images, labels, TRIGGER.build(3), target=1, rate=rate, seed=seed)
     torch.manual_seed(seed)
     config = TrainingConfig(epochs=6, batch=64, peak_learning_rate=0.05, crop=0, flip=False, seed=seed)
     network = train(TinyCNN(), images, labels, mean=(0.5,), std=(0.25,), config=config)

@@ -71,7 +71,7 @@ class Shifts(Painted):
     In place of `classes` stand the steps s, and one of them stands out where there is a short cut.
     """
 
-    kind, usual = "shift", 1.5
+    kind, usual = "shift", 1.25
 
     def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator, *, count: int) -> None:
         """classes: (K) the steps s, from 1.  count: of all classes."""

@@ -17,7 +17,7 @@ import pytest
 import tiny
 import yaml
 
-from models.comparison import Job, Row, compare, load
+from models.comparison import TWIN, Job, Row, compare, load
 from models.comparison_page import by_size, by_victim, table, write_page
 from models.pruning_curve import drawn, pruning_curve, section
 
@@ -168,3 +168,23 @@ def until(done: Callable[[], T], seconds: float = 60) -> T:
         assert time.monotonic() < end
         time.sleep(0.05)
     return answer
+
+
+def test_a_clean_twin_stands_beside_the_repairs(victim: Path, tiny_clean: tiny.Backdoored, folder: Path) -> None:
+    """What a network that never saw the trigger makes of it; no method, and in no mean."""
+    for name, model in (("victim", victim / "model.onnx"), ("clean", tiny_clean.model), ("stranger", tiny_clean.model)):
+        shutil.copytree(victim, folder / name)
+        shutil.copy(model, folder / name / "model.onnx")
+        recipe = {"data": "shapes", "network": "another" if name == "stranger" else "tiny", "rate": 0.1}
+        (folder / name / "card.json").write_text(json.dumps({"recipe": recipe}))
+    jobs = [Job(str(folder / "victim"), "clp", "default", 40, 0)]
+    rows = folder / "rows.csv"
+    assert [one.job for one in compare(jobs, rows, judges=200, device="cpu", workers=1, twins=[folder / "clean", folder / "stranger"])] == jobs
+    (twin,) = [one for one in load(rows) if one.method == TWIN]
+    assert twin.preset == "clean" and twin.asr < 0.2 and twin.acc > 0.9 and twin.asr_before > 0.9
+    compare(jobs, rows, judges=200, device="cpu", workers=1, twins=[folder / "clean"], listener=lambda *told: pytest.fail("made again"))
+    lines = by_victim(load(rows))
+    assert lines[2] == "| victim | submitted | clean twin | clp |" and f" {100 * twin.acc:.1f} / {100 * twin.asr:.1f} " in lines[4]
+    assert not any(TWIN in line for line in table(load(rows)))
+    write_page(folder / "page.md", load(rows), judges=200, device="cpu")
+    assert "what a perfect repair would leave" in (folder / "page.md").read_text()
