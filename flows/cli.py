@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -191,6 +191,42 @@ def import_(
     raise typer.Exit(0 if answer.holds else 3)
 
 
+@app.command(epilog=EXITS)
+def review(
+    model: Annotated[str, typer.Argument(metavar="NAME/VERSION|NAME@ALIAS", help="A version in the MLflow registry.", show_default=False)],
+    data: Data = None,
+    spec: Spec = None,
+    catalogue: Annotated[
+        Path | None, typer.Option("--catalogue", metavar="FILE.yaml", help="Lines `PATTERN: audit.yaml`: which spec belongs to which name.", show_default=False)
+    ] = None,
+    out: Out = None,
+    approve: Annotated[str | None, typer.Option("--approve", metavar="ALIAS", help="Moved to the version that may be used.", show_default=False)] = None,
+    accept_repaired: Annotated[bool, typer.Option("--accept-repaired", help="A repaired version may be used; REPAIRED exits 0.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also where this very review was made before.")] = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found and written as JSON on stdout.")] = False,
+    quiet: Quiet = False,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Audit a version in the MLflow registry, and write the result onto it: tags, and a description with the table.
+
+    A repaired model becomes a new version with the tag `audit.parent`; the version that passed gets the alias `audited`.  The same review again changes
+    nothing.  What the registry says of the version is the submitter's word: the spec comes from you.
+    """
+    options = {"data": data, "spec": spec, "catalogue": catalogue, "out": out, "approve": approve, "accept_repaired": accept_repaired, "again": again}
+    with _Ending() as ending:
+        found = _flow("flows.review", "review", ending, quiet=quiet)(model, device=device, seed=seed, tracking_uri=tracking_uri, **_plain(options))
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+        else:
+            from flows.terminal import show_review
+
+            show_review(found)
+    code = {"ACCEPT": 0, "REPAIRED": 0 if accept_repaired else 1, "REJECT": 1, "REFUSED": 2}.get(found["verdict"], 3)
+    raise typer.Exit(code)
+
+
 @app.command()
 def record(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of an audit whose record was not taken.", show_default=False)],
@@ -206,27 +242,13 @@ def record(
 
 def _audit(model: Path, *, quiet: bool, as_json: bool, **options: Any) -> dict[str, Any]:
     """Run the flow with progress on stderr, print its result, and return the report."""
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    given = _plain(options)
     with _Ending() as ending:
-        store = Store()
-        server = ending.enter_context(_prefect(store))  # starts in the background while the rest is imported
-        from flows.terminal import Display, show
+        report = _flow("flows.audit", "audit", ending, quiet=quiet)(str(model), **given, command=["onnx-audit", *sys.argv[1:]])
+    from flows.terminal import show
+    from pipeline.outputs import Outputs
+    from pipeline.report.model import AuditReport
 
-        display = ending.enter_context(Display(quiet=quiet))
-        display.started("getting ready")
-        from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-
-        from flows.audit import audit
-        from flows.progress import watched_by
-        from pipeline.outputs import Outputs
-        from pipeline.report.model import AuditReport
-
-        settings: dict[Any, Any] = {PREFECT_LOCAL_STORAGE_PATH: str(store.results)}
-        if server is not None:
-            settings[PREFECT_API_URL] = server.wait()
-        with temporary_settings(settings), watched_by(display):
-            flow: Callable[..., dict[str, Any]] = audit
-            report = flow(str(model), **given, command=["onnx-audit", *sys.argv[1:]])
     written = AuditReport.model_validate(report)
     if as_json:
         from pipeline.report.json import render_json
@@ -235,6 +257,32 @@ def _audit(model: Path, *, quiet: bool, as_json: bool, **options: Any) -> dict[s
     else:
         show(written, folder=str(given["out"] or Outputs.beside(model, written.model.sha256).folder))
     return report
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as a flow takes them: paths as text."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+
+
+def _flow(module: str, name: str, ending: ExitStack, *, quiet: bool) -> Callable[..., dict[str, Any]]:
+    """A flow, with a server to run under and somebody who watches it until `ending` ends."""
+    store = Store()
+    server = ending.enter_context(_prefect(store))  # starts in the background while the rest is imported
+    from flows.terminal import Display
+
+    display = ending.enter_context(Display(quiet=quiet))
+    display.started("getting ready")
+    from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    from flows.progress import watched_by
+
+    flow: Callable[..., dict[str, Any]] = getattr(import_module(module), name)
+    settings: dict[Any, Any] = {PREFECT_LOCAL_STORAGE_PATH: str(store.results)}
+    if server is not None:
+        settings[PREFECT_API_URL] = server.wait()
+    ending.enter_context(temporary_settings(settings))
+    ending.enter_context(watched_by(display))
+    return flow
 
 
 def _prefect(store: Store) -> Any:

@@ -91,6 +91,22 @@ def show(report: AuditReport, *, folder: str) -> None:
     console.print(Text(f"report and files in {folder}"), soft_wrap=True)
 
 
+def show_review(found: dict[str, Any]) -> None:
+    """What became of a version, on stdout."""
+    console, which = Console(highlight=False), f"{found['name']}/{found['version']}"
+    if found["reused"]:
+        console.print(Text(f"{which} was reviewed before, as it is and as it is asked for now: {found['verdict']}. Nothing was done."), soft_wrap=True)
+        return
+    report = AuditReport.model_validate(found["report"])
+    console.print(Text.assemble((f" {report.verdict} ", f"bold reverse {COLOURS[report.verdict]}"), f" {which}: ", SENTENCES[report.verdict]))
+    for reason in report.reasons:
+        console.print(Text(f"  • {reason.text}"), soft_wrap=True)
+    if found["repaired"]:
+        console.print(Text(f"the repaired model is version {found['repaired']}"))
+    for alias, version in found["aliases"].items():
+        console.print(Text(f"the alias {alias} is on version {version}"))
+
+
 def _cells(rate: Rate | None) -> tuple[str, str]:
     return (percent(rate.rate), interval(rate)) if rate else ("–", "")
 

@@ -36,6 +36,7 @@ from pipeline.findings import printable
 GRACE = 0.05  # seconds between two looks at the clock
 MOST_OUTPUT = 64 * 2**20  # bytes of events that a child may send
 SECRETS = ("TOKEN", "PASSWORD", "SECRET", "CREDENTIAL", "ACCESS_KEY", "API_KEY", "AWS_", "AZURE_", "GOOGLE_", "MLFLOW_", "DATABRICKS_")
+CONNECTED = ("record", "fetch", "annotate")  # stages that talk to the tracking server, and need what the user has set for it
 _PR_SET_PDEATHSIG = 1
 
 
@@ -228,8 +229,8 @@ class _Child:
 
 
 def _environment(stage: str) -> dict[str, str]:
-    """What a stage inherits: no secret unless it records, nothing of Prefect's, and what makes it answer the same twice."""
-    hidden = () if stage == "record" else SECRETS
+    """What a stage inherits: no secret unless it talks to the tracking server, nothing of Prefect's, and what makes it answer the same twice."""
+    hidden = () if stage in CONNECTED else SECRETS
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_") and not any(word in name.upper() for word in hidden)}
     roots = [str(Path(__file__).resolve().parents[1]), *filter(None, [kept.get("PYTHONPATH")])]
     return kept | {

@@ -359,6 +359,20 @@ def record(desk: Desk, *, request: Json) -> BaseModel:
     return record(RecordRequest.model_validate(request))
 
 
+def fetch(desk: Desk, *, request: Json) -> BaseModel:
+    """Download a version out of the registry."""
+    from pipeline.registry import FetchRequest, fetch
+
+    return fetch(FetchRequest.model_validate(request), desk.folder)
+
+
+def annotate(desk: Desk, *, request: Json) -> BaseModel:
+    """Write onto a version what came of its audit."""
+    from pipeline.registry import NoteRequest, annotate
+
+    return annotate(NoteRequest.model_validate(request))
+
+
 STAGES: dict[str, Callable[..., BaseModel]] = {
     "intake": intake,
     "scan": scan,
@@ -371,6 +385,8 @@ STAGES: dict[str, Callable[..., BaseModel]] = {
     "write-back": write_back,
     "plots": plots,
     "record": record,
+    "fetch": fetch,
+    "annotate": annotate,
 }
 
 

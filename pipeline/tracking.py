@@ -19,7 +19,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -118,14 +118,14 @@ def record(request: RecordRequest) -> RecordResult:
     A finished run with this audit's key is returned as it is; one that a dead process left is carried on; otherwise one is made.
     Raises RecordFailed when the store cannot be reached, refuses something, or fails half-way.
     """
-    with _environment(_QUIET), _environment({"MLFLOW_TRACKING_URI": request.tracking_uri}, override=True):
+    with talking(request.tracking_uri):
         try:
-            with _environment(_CONTACT):
-                client = _connect(request.tracking_uri)
+            with contact():
+                client = connect(request.tracking_uri)
                 experiment = _experiment(client, request.experiment)
                 found = _find(client, experiment, request.audit_key)
             reused = found is not None and found.info.status == "FINISHED"
-            with _environment(_TRANSFER):
+            with transfer():
                 run = found or _create(client, experiment, request)
                 if not reused:
                     _write(client, run, request)
@@ -133,15 +133,31 @@ def record(request: RecordRequest) -> RecordResult:
             raise
         except Exception as error:
             raise RecordFailed(
-                f"MLflow at {_without_password(request.tracking_uri)} did not take the record ({_reason(error)}); "
+                f"MLflow at {without_password(request.tracking_uri)} did not take the record ({reason(error)}); "
                 "the report is on disk, and `onnx-audit record OUT` sends it later"
             ) from error
-    uri = _without_password(request.tracking_uri)
+    uri = without_password(request.tracking_uri)
     ui = f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run.info.run_id}" if uri.startswith(("http://", "https://")) else None
     return RecordResult(run_id=run.info.run_id, tracking_uri=uri, experiment_id=experiment, reused=reused, ui=ui)
 
 
-def _connect(uri: str) -> MlflowClient:
+def talking(uri: str) -> contextlib.AbstractContextManager[None]:
+    """MLflow kept quiet, and told where it is."""
+    return _environment(_QUIET | {"MLFLOW_TRACKING_URI": uri}, override=("MLFLOW_TRACKING_URI",))
+
+
+def contact() -> contextlib.AbstractContextManager[None]:
+    """A server that is not there is known in seconds."""
+    return _environment(_CONTACT)
+
+
+def transfer() -> contextlib.AbstractContextManager[None]:
+    """A server that has answered may take its time over a large file."""
+    return _environment(_TRANSFER)
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client; a new SQLite store is made where there is none."""
     from mlflow import MlflowClient
 
     scheme, _, path = uri.partition("?")[0].partition(":///")
@@ -349,24 +365,24 @@ def _chunks(items: list[Item], size: int) -> Iterator[list[Item]]:
         yield items[start : start + size]
 
 
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
     """`text` with the user and password taken out of the URIs in it."""
     return re.sub(r"://(?:[^\s@/:]*:\S*|[^\s@/]+)@", "://", text)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Why, in one line.  What the system said (`Connection refused`) is clearer than what was made of it on the way up."""
-    reason, cause = error, error.__cause__ or error.__context__
+    deepest, cause = error, error.__cause__ or error.__context__
     while cause:
-        reason = cause if isinstance(cause, OSError) else reason
+        deepest = cause if isinstance(cause, OSError) else deepest
         cause = cause.__cause__ or cause.__context__
-    return printable(f"{type(reason).__name__}: {_without_password(str(reason))}")
+    return printable(f"{type(deepest).__name__}: {without_password(str(deepest))}")
 
 
 @contextlib.contextmanager
-def _environment(values: Mapping[str, str], *, override: bool = False) -> Iterator[None]:
-    """Set environment variables for a while; without `override`, those that the user has set stay as they are."""
-    before = {name: os.environ.get(name) for name in values if override or name not in os.environ}
+def _environment(values: Mapping[str, str], *, override: Collection[str] = ()) -> Iterator[None]:
+    """Set environment variables for a while; those that the user has set stay as they are, but for `override`."""
+    before = {name: os.environ.get(name) for name in values if name in override or name not in os.environ}
     os.environ.update({name: values[name] for name in before})
     try:
         yield

@@ -72,7 +72,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    tracking._connect(f"sqlite:///{folder}/mlflow.db")  # the server would take 6 s for it
+    tracking.connect(f"sqlite:///{folder}/mlflow.db")  # the server would take 6 s for it
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
     quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -315,10 +315,10 @@ def test_a_store_that_cannot_be_opened_is_a_failed_record(files: Path, tmp_path:
 
 
 def test_passwords_are_taken_out() -> None:
-    assert tracking._without_password("at http://u:p@ss@host:5000/x failed") == "at http://host:5000/x failed"
-    assert tracking._without_password("postgresql+psycopg2://u:p/w@db/mlflow") == "postgresql+psycopg2://db/mlflow"
-    assert tracking._without_password("https://token@host") == "https://host"
-    assert tracking._without_password("sqlite:////home/me@work/mlflow.db") == "sqlite:////home/me@work/mlflow.db"
+    assert tracking.without_password("at http://u:p@ss@host:5000/x failed") == "at http://host:5000/x failed"
+    assert tracking.without_password("postgresql+psycopg2://u:p/w@db/mlflow") == "postgresql+psycopg2://db/mlflow"
+    assert tracking.without_password("https://token@host") == "https://host"
+    assert tracking.without_password("sqlite:////home/me@work/mlflow.db") == "sqlite:////home/me@work/mlflow.db"
 
 
 @pytest.mark.parametrize("key", ["", "zz", "a' OR '1'='1", "ab" * 200])

@@ -1,0 +1,146 @@
+"""Review a version in the MLflow registry: fetch it, audit it, and write onto it what came of that."""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.audit import EXPERIMENT, audit
+from flows.progress import watcher
+from pipeline.artifact import Store
+from pipeline.config import AuditSpec, read_spec
+from pipeline.errors import BadInput, ModelRefused, SpecRefused
+from pipeline.inputs import digest, prepare
+from pipeline.outputs import Outputs
+from pipeline.provenance import version
+from pipeline.registry import FetchResult, Named, NoteResult
+from pipeline.report.model import AuditReport
+from pipeline.report.summary import markdown
+from pipeline.sandbox import Limits, run
+from pipeline.tracking import absolute_tracking_uri
+
+Json = dict[str, Any]
+REVIEW = "audit.review"  # tag: digest of what a review follows from; the same digest is the same review
+
+
+@task(name="fetch", cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=2)
+def fetch(request: Json) -> Json:
+    """Download the version: never from the cache, since only the registry knows what an alias points at."""
+    return run("fetch", {"request": request}, store=Store(), limits=Limits(), listener=watcher().moved)
+
+
+@task(name="annotate", cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=2)
+def annotate(request: Json) -> Json:
+    """Write onto the version."""
+    return run("annotate", {"request": request}, store=Store(), limits=Limits(), listener=watcher().moved)
+
+
+@flow(name="review", flow_run_name="review {model}", persist_result=False)
+def review(
+    model: str,
+    *,
+    data: str | None = None,
+    spec: str | None = None,
+    catalogue: str | None = None,
+    out: str | None = None,
+    approve: str | None = None,
+    accept_repaired: bool = False,
+    again: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 0,
+    tracking_uri: str | None = None,
+    experiment: str = EXPERIMENT,
+) -> Json:
+    """Review a version, and return what was found and what was written: `name`, `version`, `verdict`, `reused`, `repaired`, `aliases`, `report`.
+
+    model: NAME/VERSION or NAME@ALIAS.  data, spec: as for an audit.  catalogue: a YAML file that says which spec belongs to which names.  approve: the
+    alias that is moved to the version that may be used: this one when it is ACCEPTed, the repaired one when `accept_repaired` says so.  again: also when
+    this very review was made before.  Nothing is taken from what the registry says of the version.  Raises BadInput, RecordFailed.
+    """
+    uri = absolute_tracking_uri(tracking_uri, Path.cwd())
+    named, store = Named.of(model), Store()
+    if spec is None and catalogue is not None:
+        spec = str(spec_of(Path(catalogue), named.name))
+    settings = read_spec(Path(spec)) if spec else AuditSpec()
+    inputs = prepare(settings, Path(data) if data else None, seed=seed, store=store)
+    fetched = FetchResult.model_validate(fetch({"tracking_uri": uri, "named": named.model_dump()}))
+    follows = [fetched.files, settings.model_dump(mode="json", exclude={"data", "triggers", "limits"}), inputs.calibration, inputs.holdout, inputs.triggers]
+    key = digest([*follows, seed, device, approve, accept_repaired, version()])
+    found: Json = {"name": fetched.name, "version": fetched.version}
+    if fetched.tags.get(REVIEW) == key and not again:
+        known = {"verdict": fetched.tags.get("audit.verdict"), "repaired": fetched.tags.get("audit.repaired_version")}
+        return found | known | {"reused": True, "aliases": {}, "report": None}
+    outputs = Outputs(Path(out)) if out else Outputs(Path("audits") / f"{_plain(fetched.name)}-v{fetched.version}")
+    outputs.check()
+    for name, kept in fetched.files.items():
+        outputs.keep(f"submitted/{name}", kept, store)
+    ours = {REVIEW: key, "audit.version": version()}
+    note = {"tracking_uri": uri, "name": fetched.name, "version": fetched.version}
+    try:
+        answer = audit(
+            str(outputs.folder / "submitted" / fetched.main),
+            data=data,
+            spec=spec,
+            out=str(outputs.folder),
+            device=device,
+            seed=seed,
+            tracking_uri=uri,
+            experiment=experiment,
+        )
+    except ModelRefused as error:
+        why = {"audit.verdict": "REFUSED", "audit.reasons": str(error), **ours}
+        annotate(note | {"tags": why, "description": f"**REFUSED**: this cannot be audited: {error}\n"})
+        raise
+    report = AuditReport.model_validate(answer)
+    written = NoteResult.model_validate(annotate(note | _said(report, ours, approve=approve, accept_repaired=accept_repaired)))
+    return found | {"verdict": str(report.verdict), "reused": False, "repaired": written.repaired, "aliases": written.aliases, "report": answer}
+
+
+def _said(report: AuditReport, ours: dict[str, str], *, approve: str | None, accept_repaired: bool) -> Json:
+    """The tags, the description and the aliases that follow from a report."""
+    purified, run_id = report.purified, report.mlflow.run_id if report.mlflow else None
+    repaired = report.verdict == "REPAIRED" and purified is not None and run_id is not None
+    tags = {
+        "audit.verdict": str(report.verdict),
+        "audit.reasons": ", ".join(dict.fromkeys(reason.code for reason in report.reasons)),
+        "audit.model_sha256": report.model.sha256,
+        "audit.date": report.provenance.created.date().isoformat(),
+        "audit.calibration_sha256": report.provenance.calibration_sha256 or "",
+        "audit.holdout_sha256": report.provenance.holdout_sha256 or "",
+        **({"audit.run_id": run_id} if run_id else {}),
+        **({"audit.purified_sha256": purified.sha256} if repaired and purified else {}),
+        **ours,
+    }
+    usable = report.verdict == "ACCEPT" or (repaired and accept_repaired)
+    made = {"audit.verdict_of_parent": "REPAIRED", "audit.purified_sha256": purified.sha256, "audit.run_id": str(run_id)} if repaired and purified else {}
+    return {
+        "tags": tags,
+        "description": markdown(report),
+        "repaired": run_id if repaired else None,
+        "repaired_tags": made,
+        "audited": report.verdict == "ACCEPT" or repaired,
+        "approve": approve if usable else None,
+    }
+
+
+def spec_of(catalogue: Path, name: str) -> Path:
+    """The audit.yaml that a catalogue gives a name: of the first line `PATTERN: PATH` whose pattern matches it.  Raises SpecRefused, BadInput."""
+    try:
+        entries = yaml.safe_load(catalogue.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise SpecRefused(f"the catalogue {catalogue} cannot be read ({type(error).__name__})") from error
+    if not isinstance(entries, dict) or not all(isinstance(path, str) for path in entries.values()):
+        raise SpecRefused(f"the catalogue {catalogue} must hold lines `PATTERN: PATH of an audit.yaml`")
+    for pattern, path in entries.items():
+        if fnmatch.fnmatchcase(name, str(pattern)):
+            return catalogue.parent / str(path)
+    raise BadInput(f"the catalogue {catalogue} has no spec for {name}; add a line `{name}: audit.yaml`")
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)[:60].strip("-.") or "model"
