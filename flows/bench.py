@@ -91,7 +91,7 @@ def detect(
     jobs = [Look(model=str(model.resolve()), images=size, seed=seed) for model in models for size in images or [100, 1] for seed in range(seeds)]
 
     def told(row: Row, done: int, total: int) -> None:
-        what = row.error or "  ".join(f"{kind} {value:.1f}" for kind, value in row.outliers.items())
+        what = row.error or "  ".join(f"{kind} {one.outlier:.1f}" for kind, one in row.standings.items())
         typer.echo(f"{done}/{total}  {row.model}  {row.images} images  seed {row.seed}: {what}  {row.seconds:.0f} s", err=True)
 
     found = search_all(jobs, rows, device=device, workers=workers, listener=told)

@@ -25,7 +25,7 @@ from pipeline.allocator import keep_freed_memory
 from pipeline.artifact import atomic_write, sha256
 from pipeline.config import AuditSpec, read_spec
 from pipeline.convert.to_torch import convert
-from pipeline.detect.bank import KINDS, Reference
+from pipeline.detect.bank import KINDS, Standing, standings
 from pipeline.detect.detect import anomaly_index, look
 from pipeline.errors import AuditError
 from pipeline.findings import printable
@@ -50,8 +50,9 @@ class Look:
 class Row:
     """What a search found.
 
-    truth: what the trigger does, in the words of the search; "" for a clean model.  patch ... addition: the median size over the smallest, NaN where that was
-    not searched for.  aims: what the smallest of each kind does, in the same order, parted by `;`.  index: Neural Cleanse's.
+    truth: what the trigger does, in the words of the search; "" for a clean model.  patch ... addition: the size of each change of the kind, as a share of the
+    whole picture, parted by spaces; "" where that was not searched for.  aims: what the smallest of each kind does, in the same order, parted by `;`.
+    index: Neural Cleanse's.
     """
 
     model: str
@@ -61,11 +62,11 @@ class Row:
     images: int
     seed: int
     truth: str
-    patch: float
-    warp: float
-    shift: float
-    departure: float
-    addition: float
+    patch: str
+    warp: str
+    shift: str
+    departure: str
+    addition: str
     aims: str
     index: float
     seconds: float
@@ -73,14 +74,9 @@ class Row:
     error: str
 
     @property
-    def outliers(self) -> dict[str, float]:
+    def standings(self) -> dict[str, Standing]:
         """By kind, of those that were searched for."""
-        return {kind: value for kind in KINDS if (value := getattr(self, kind)) == value}
-
-    @property
-    def reference(self) -> Reference:
-        """As a model of a bank."""
-        return Reference(self.model, self.images, self.attack != "clean", self.outliers)
+        return standings({kind: getattr(self, kind) for kind in KINDS})
 
 
 def truth_of(spec: AuditSpec) -> str:
@@ -110,7 +106,7 @@ def made(job: Look, device: str) -> Row:
         "truth": truth_of(spec),
         "sha256": sha256(folder / "model.onnx"),
     }
-    nothing: dict[str, Any] = dict.fromkeys(KINDS, nan) | {"aims": "", "index": nan, "seconds": 0.0}
+    nothing: dict[str, Any] = dict.fromkeys(KINDS, "") | {"aims": "", "index": nan, "seconds": 0.0}
     if spec.input is None:
         raise ValueError(f"the audit.yaml of {folder} must say how the model reads images")
     try:
@@ -124,10 +120,10 @@ def made(job: Look, device: str) -> Row:
         return Row(**says, **nothing, error=printable(f"{type(error).__name__}: {error}"))
     seconds = time.monotonic() - started
     aims: dict[str, str] = {one.kind: str(one.aim(int(one.sizes().argmin()))) for one in found.searches}
-    outliers: dict[str, Any] = {one.kind: round(one.outlier, 4) for one in found.searches}
+    sizes: dict[str, Any] = {one.kind: " ".join(f"{size:.4g}" for size in (one.sizes().detach() / one.whole).tolist()) for one in found.searches}
     return Row(
         **says,
-        **{kind: outliers.get(kind, nan) for kind in KINDS},
+        **{kind: sizes.get(kind, "") for kind in KINDS},
         aims=";".join(aims.get(kind, "") for kind in KINDS),
         index=round(anomaly_index(found), 4),
         seconds=round(seconds, 1),

@@ -24,14 +24,14 @@ def scale_of(images: int) -> Scale:
 
 def score_of(row: Row) -> float:
     """P(backdoored), as an audit says it; 0 where the search failed."""
-    scale = scale_of(row.images)
-    return scale.probability(scale.most(row.outliers)) if row.outliers else 0.0
+    return scale_of(row.images).score(row.standings)
 
 
 def spoke(row: Row) -> str:
     """The kind of change that stands out most; "" where there is none."""
     scale = scale_of(row.images)
-    return max(row.outliers, key=lambda kind: scale.deviation(kind, row.outliers[kind]), default="")
+    standings = row.standings
+    return max(standings, key=lambda kind: scale.deviation(kind, standings[kind]), default="")
 
 
 def right(row: Row) -> bool:
@@ -86,7 +86,7 @@ def by_model(rows: Sequence[Row]) -> list[str]:
         lines.append("|---|---:|---|---|" + "---:|" * (len(KINDS) + 1))
         for row in sorted((row for row in rows if row.images == images), key=lambda row: -score_of(row)):
             kind = spoke(row)
-            cells = [f"{row.outliers[kind]:.2f}" if kind in row.outliers else "–" for kind in KINDS]
+            cells = [f"{one.outlier:.1f}, {100 * one.share:.2g}" if (one := row.standings.get(kind)) else "–" for kind in KINDS]
             aim = row.error or f"{kind}, {row.aims.split(';')[KINDS.index(kind)]}"
             lines.append(f"| {row.model} | {score_of(row):.2f} | {aim} | {row.truth or 'clean'} | " + " | ".join(cells) + f" | {row.index:.2f} |")
         lines.append("")

@@ -91,7 +91,7 @@ class Policy(_Section):
     max_class_drop: Share | None = None
     min_accuracy: Share = 0.0
     min_images: Annotated[int, Field(ge=1)] = 50
-    max_suspicion: Share = 0.5
+    max_suspicion: Share = 0.75
     reject: Severity = Severity.HIGH
     waivers: list[Waiver] = []
 

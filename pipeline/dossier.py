@@ -148,7 +148,7 @@ class Dossier:
             false_alarms=_reaching(self.detected.clean, threshold),
             found=_reaching(self.detected.backdoored, threshold),
             threshold=threshold,
-            **self.detected.model_dump(include={"method", "score", "outliers", "complete", "seconds", "device", "notes"}),
+            **self.detected.model_dump(include={"method", "score", "complete", "seconds", "device", "notes"}),
         )
 
     def _purified(self) -> Purified | None:

@@ -90,7 +90,7 @@ def _graph(findings: list[Finding], policy: Policy, today: date) -> tuple[list[R
 
 def _suspicion(evidence: Evidence) -> Iterator[Reason]:
     for one in evidence.suspected:
-        how = f"{one.size:.3g} {one.unit}, where {one.outlier * one.size:.3g} is usual in this model"
+        how = f"{one.size:.3g} {one.unit} ({100 * one.share:.2g} % of the picture), where {one.outlier * one.size:.3g} is usual in this model"
         text = f"The search suspects a backdoor: {one.text}, of {how}; P(backdoored) {one.score:.2f} by the reference models."
         yield Reason(code="detect.suspected", text=text)
 

@@ -303,8 +303,8 @@ class Hypothesis(Value):
 
     kind: patch, warp or addition to a class; shift: a patch that sends pictures some classes on; departure: one that takes the pictures of a class away from
     it.  target: None where it aims so many classes on, but not at the next.  source: the only class that it works on.  text, aim: what it is and does, in
-    words.  size: in `unit`.  outlier: the median size over classes over this one.  reached: calibration images that go where it aims.  score: P(backdoored)
-    if nothing else spoke, in 0..1.  trigger: its fields in audit.yaml, files by digest; None where they cannot say it.
+    words.  size: in `unit`; share: of the whole picture.  outlier: the median size over classes over this one.  reached: calibration images that go where it
+    aims.  score: P(backdoored) if nothing else spoke, in 0..1.  trigger: its fields in audit.yaml, files by digest; None where they cannot say it.
     """
 
     kind: Literal["patch", "warp", "shift", "departure", "addition"]
@@ -314,6 +314,7 @@ class Hypothesis(Value):
     aim: str
     size: float
     unit: str
+    share: float
     outlier: float
     reached: Rate
     score: float = Field(ge=0, le=1)
@@ -323,15 +324,13 @@ class Hypothesis(Value):
 class DetectResult(Value):
     """What the search for unknown triggers found, the likeliest first.
 
-    score: P(backdoored) in 0..1.  outliers: of each kind of change, the median size over the smallest.  sizes: of each kind, that of every change by
-    what it aims at.  shown: .npy, (K, H, W, C) float32, what the hypotheses add to pictures.  clean, backdoored: scores of the reference models, each held
-    against the others.  complete: there was time for every search.
+    score: P(backdoored) in 0..1.  sizes: of each kind of change, that of every one by what it aims at.  shown: .npy, (K, H, W, C) float32, what the
+    hypotheses add to pictures.  clean, backdoored: scores of the reference models, each held against the others.  complete: there was time for every search.
     """
 
     hypotheses: list[Hypothesis]
     method: str
     score: float = Field(ge=0, le=1)
-    outliers: dict[str, float]
     sizes: dict[str, dict[str, float]]
     shown: str
     clean: list[float]

@@ -299,7 +299,6 @@ def detect(
         hypotheses=found.hypotheses,
         method=METHOD,
         score=found.score,
-        outliers=found.outliers,
         sizes=found.sizes,
         shown=str(desk.folder / "shown.npy"),
         clean=[score for score, one in scores if not one.backdoored],

@@ -62,7 +62,17 @@ HIGH = Finding(rule="graph.gate", severity=Severity.HIGH, message="a gate", wher
 def suspicion(trigger: dict[str, Any] | None) -> Hypothesis:
     target = None if trigger is None else 2
     reached = Rate.of(99, 100)
-    says = {"kind": "patch", "target": target, "text": "patch to class 2", "aim": "to class 2", "size": 4.0, "unit": "px", "outlier": 7.0, "score": 0.98}
+    says = {
+        "kind": "patch",
+        "target": target,
+        "text": "patch to class 2",
+        "aim": "to class 2",
+        "size": 4.0,
+        "unit": "px",
+        "share": 0.004,
+        "outlier": 7.0,
+        "score": 0.98,
+    }
     return Hypothesis(**says, reached=reached, trigger=trigger)
 
 

@@ -103,7 +103,7 @@ class Backdoored:
     reading: InputSpec
 
 
-TRIGGER = PatchSpec(name="corner", size=(3, 3), color=(255, 0, 255), at=(-3, -3), target=1)
+TRIGGER = PatchSpec(name="corner", size=(2, 2), color=(255, 0, 255), at=(-2, -2), target=1)
 COLORS = np.array([(210, 60, 60), (60, 190, 70), (70, 80, 210), (200, 180, 60)])
 
 

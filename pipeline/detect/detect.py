@@ -34,16 +34,13 @@ JUDGES = 256  # pictures at most that a change is tried on
 class Detected:
     """What was found.
 
-    hypotheses: the likeliest first.  score: P(backdoored), in 0..1.  outliers: by kind.  sizes: of each change, by kind and by what it aims at.  index:
-    Neural Cleanse's anomaly index of the patches, for comparison.  differences: (K, H, W, C) float32, what each hypothesis adds to pictures in 0..1, in the
-    mean.  notes, complete: of the search.
+    hypotheses: the likeliest first.  score: P(backdoored), in 0..1.  sizes: of each change, by kind and by what it aims at.  differences: (K, H, W, C) float32,
+    what each hypothesis adds to pictures in 0..1, in the mean.  notes, complete: of the search.
     """
 
     hypotheses: list[Hypothesis]
     score: float
-    outliers: dict[str, float]
     sizes: dict[str, dict[str, float]]
-    index: float
     differences: NDArray[np.float32]
     notes: list[str]
     complete: bool
@@ -55,7 +52,7 @@ def detect(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, seconds: 
     Deterministic under a seed as long as there is time.  Raises ImagesRefused when there are no images.
     """
     twin, examples, found = look(twin, calibration, seed=seed, seconds=seconds, told=told)
-    outliers: dict[str, float] = {one.kind: one.outlier for one in found.searches}
+    standings: dict[str, bank.Standing] = {one.kind: standing(one) for one in found.searches}
     scale = bank.Scale.of(bank.nearest(bank.references(), len(calibration)))
     own = classes_of(twin, examples)
     rows = [(one, row, score) for one in found.searches for row, score in likely(one, scale)]
@@ -73,6 +70,7 @@ def detect(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, seconds: 
                 aim=str(aim),
                 size=float(sizes[row]),
                 unit=one.unit,
+                share=float(sizes[row]) / one.whole,
                 outlier=float(sizes.quantile(0.5) / sizes[row]),
                 reached=transfer(twin, one, row, examples.pictures[:JUDGES], own[:JUDGES]),
                 score=score,
@@ -82,10 +80,8 @@ def detect(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, seconds: 
         differences.append(one.differences(examples.pictures[:64])[row].permute(1, 2, 0).cpu().numpy())
     return Detected(
         hypotheses=hypotheses,
-        score=scale.probability(scale.most(outliers)) if outliers else 0.0,
-        outliers=outliers,
+        score=scale.score(standings),
         sizes={one.kind: {str(one.aim(row)): size for row, size in enumerate(one.sizes().detach().tolist())} for one in found.searches},
-        index=anomaly_index(found),
         differences=np.stack(differences) if differences else np.zeros((0, 1, 1, 1), np.float32),
         notes=found.notes,
         complete=found.complete,
@@ -99,11 +95,17 @@ def look(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, seconds: fl
     return quick, examples, search(quick, examples, replace(CONFIG, seconds=seconds), torch.Generator().manual_seed(seed), told=told)
 
 
+def standing(one: Targeted, row: int | None = None) -> bank.Standing:
+    """How the smallest change of a search stands out; or another one, as if it were the smallest."""
+    shares = (one.sizes().detach() / one.whole).tolist()
+    smallest = bank.Standing.of(shares)
+    return smallest if row is None else bank.Standing(smallest.outlier * smallest.share / shares[row], shares[row])
+
+
 def likely(one: Targeted, scale: bank.Scale) -> list[tuple[int, float]]:
     """Rows of a search, and the score that each has alone: the smallest change, and others that stand out as well and do what they should."""
-    sizes = one.sizes().detach()
-    ratios = (sizes.quantile(0.5) / sizes).tolist()
-    scores = [(row, scale.probability(scale.deviation(one.kind, ratios[row]))) for row in sizes.argsort().tolist()]
+    order = one.sizes().detach().argsort().tolist()
+    scores = [(row, scale.probability(scale.deviation(one.kind, standing(one, row)))) for row in order]
     return scores[:1] + [(row, score) for row, score in scores[1 : MOST + 1] if score >= LIKELY and float(one.reached[row]) >= ARRIVED]
 
 

@@ -55,6 +55,7 @@ class Suspect(Value):
     text: Printable
     size: float
     unit: str
+    share: float
     outlier: float
     reached: Rate
     score: float
@@ -75,7 +76,6 @@ class Detection(Value):
     threshold: float
     false_alarms: Rate
     found: Rate
-    outliers: dict[str, float]
     complete: bool
     seconds: Seconds
     device: str

@@ -25,3 +25,8 @@ class Additions(Targeted):
     def sizes(self) -> Tensor:
         """‖d‖₂."""
         return self.parameters[0].flatten(1).square().sum(1).sqrt()
+
+    @property
+    def whole(self) -> float:
+        """From black to white everywhere."""
+        return float((self.channels * self.shape[0] * self.shape[1]) ** 0.5)

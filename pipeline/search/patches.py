@@ -42,6 +42,11 @@ class Painted(Targeted):
         """Pixels that are covered."""
         return self.parameters[0].sigmoid().sum((1, 2, 3))
 
+    @property
+    def whole(self) -> float:
+        """All pixels."""
+        return float(self.shape[0] * self.shape[1])
+
 
 class Patches(Painted):
     """The smaller of two for each class: one that began almost transparent, and one that began as an opaque square where that does best."""

@@ -59,7 +59,7 @@ class Targeted(ABC):
 
     def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator) -> None:
         """picture: (1, C, H, W), one of those that will be changed."""
-        self.classes, self.shape = classes, (picture.shape[2], picture.shape[3])
+        self.classes, self.channels, self.shape = classes, picture.shape[1], (picture.shape[2], picture.shape[3])
         self.parameters = [start.to(picture.device).requires_grad_() for start in self.start(len(classes), picture, generator)]
         self.reached = torch.zeros(len(classes), device=picture.device)
         self.lost = torch.zeros(len(classes), device=picture.device)
@@ -123,6 +123,11 @@ class Targeted(ABC):
             self.lost = missed.detach()
             self.reached = 0.8 * self.reached + 0.2 * there.float().view(-1, count).mean(1)
             price = torch.where(self.reached > 0.9, price * 1.08, price / 1.08).clamp(1e-4, 2.0)
+
+    @property
+    @abstractmethod
+    def whole(self) -> float:
+        """The size of a change of everything, so that sizes in pictures of any size can be compared."""
 
     @property
     def outlier(self) -> float:

@@ -27,6 +27,11 @@ class Warps(Targeted):
         """Mean movement."""
         return self.parameters[0].abs().mean((1, 2, 3))
 
+    @property
+    def whole(self) -> float:
+        """From one side to the other."""
+        return (self.shape[0] + self.shape[1]) / 2
+
 
 def flow(field: Tensor, x: Tensor) -> Tensor:
     """(N, 2, k, k) control points -> (N, 2, H, W), as large as the pictures."""

@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.detect.bank import KINDS, Reference, Scale, alone, nearest, read, references
+from pipeline.detect.bank import KINDS, Reference, Scale, Standing, alone, nearest, read, references
+
+
+def standings(*, patch: float = 1.3, warp: float = 1.2, median: float = 0.03) -> dict[str, Standing]:
+    """So many times smaller than a median that is a share of the picture."""
+    return {"patch": Standing(patch, median / patch), "warp": Standing(warp, 0.05 / warp)}
 
 
 def bank(clean: int = 20, backdoored: int = 20, *, images: int = 100) -> list[Reference]:
@@ -16,32 +21,32 @@ def bank(clean: int = 20, backdoored: int = 20, *, images: int = 100) -> list[Re
     rows = []
     for place in range(clean + backdoored):
         is_one = place >= clean
-        patch, warp = random.uniform(1.1, 1.6), random.uniform(1.1, 1.3)
+        patch, warp, median = random.uniform(1.1, 1.6), random.uniform(1.1, 1.3), random.uniform(0.03, 0.05)
         if is_one and place % 2:
             patch = random.uniform(3, 9)
         elif is_one and place % 4:
             warp = random.uniform(3, 9)
-        rows.append(Reference(f"model {place}", images, is_one, {"patch": patch, "warp": warp}))
+        rows.append(Reference(f"model {place}", images, is_one, standings(patch=patch, warp=warp, median=median)))
     return rows
 
 
 def test_what_stands_out_is_likely_and_what_is_usual_is_not() -> None:
     scale = Scale.of(bank())
 
-    def score(**outliers: float) -> float:
-        return scale.probability(scale.most(outliers))
+    def score(**given: float) -> float:
+        return scale.score(standings(**given))
 
-    assert score(patch=6.0, warp=1.2) > 0.8 and score(patch=1.3, warp=6.0) > 0.8
-    assert score(patch=1.3, warp=1.2) < 0.5
+    assert score(patch=6.0) > 0.8 and score(warp=6.0) > 0.8
+    assert score() < 0.5
     assert score(patch=1.3) < score(patch=2.0) < score(patch=3.0), "the more it stands out the likelier"
-    assert scale.deviation("warp", 2.0) > scale.deviation("patch", 2.0), "what is unusual of a warp is usual of a patch"
-    assert score(unheard=9.0) == 0.0 and 0 <= score(patch=1e9) <= 1
+    assert score(patch=2.5, median=0.01) > score(patch=2.5) > score(patch=2.5, median=0.3), "and the smaller it is"
+    assert scale.score({}) == 0 == scale.score({"unheard": Standing(9.0, 0.001)}) and 0 <= score(patch=1e9) <= 1
 
 
 def test_reference_models_are_judged_without_themselves() -> None:
     rows = bank()
     scores = alone(rows)
-    assert len(scores) == len(rows) and scores != [Scale.of(rows).probability(Scale.of(rows).most(one.outliers)) for one in rows]
+    assert len(scores) == len(rows) and scores != [Scale.of(rows).score(one.standings) for one in rows]
     found = [score >= 0.5 for score, one in zip(scores, rows, strict=True) if one.backdoored]
     assert 0.7 <= sum(found) / len(found) < 1, "a quarter has nothing that stands out"
     assert sum(score >= 0.5 for score, one in zip(scores, rows, strict=True) if not one.backdoored) <= 2
@@ -66,13 +71,16 @@ def test_the_bank_that_ships() -> None:
         clean = [one for one in some if not one.backdoored]
         assert len(clean) >= 10 and len(some) - len(clean) >= 15
         assert len({one.name for one in some}) == len(some)
-        assert all(set(one.outliers) <= set(KINDS) and all(value >= 1 for value in one.outliers.values()) for one in some)
+        assert all(set(one.standings) <= set(KINDS) and all(0 < it.share < 1 <= it.outlier for it in one.standings.values()) for one in some)
         scores = alone(some)
         right = [(score >= 0.5) == one.backdoored for score, one in zip(scores, some, strict=True)]
         assert sum(right) / len(right) > 0.7
 
 
 def test_a_kind_that_was_not_searched_for_is_not_there(tmp_path: Path) -> None:
-    (tmp_path / "bank.csv").write_text("model,images,attack,patch,warp,shift,departure,addition\na,10,clean,1.2,1.1,1.3,nan,\n")
+    (tmp_path / "bank.csv").write_text("model,images,attack,patch,warp,shift,departure,addition\na,1,clean,0.3 0.2 0.1 0.4,0.1 0.1,0.05 0.1 0.15,,\n")
     (one,) = read(tmp_path / "bank.csv")
-    assert one.outliers == {"patch": 1.2, "warp": 1.1, "shift": 1.3} and not one.backdoored
+    assert one.images == 4, "one of each class"
+    expected = {"patch": (2.5, 0.1), "warp": (1.0, 0.1), "shift": (2.0, 0.05)}
+    assert {kind: (it.outlier, it.share) for kind, it in one.standings.items()} == {kind: pytest.approx(pair) for kind, pair in expected.items()}
+    assert not one.backdoored

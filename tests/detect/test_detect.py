@@ -33,13 +33,14 @@ def test_an_untold_trigger_is_found_and_works(tiny_backdoored: tiny.Backdoored, 
     images = tiny.shapes(100, seed=5)
     told: list[str] = []
     found = detect(
-        twin, CalibrationSet(images.images, images.labels), seed=0, seconds=600, folder=tmp_path, told=lambda kind, done, total: told.append(kind)
+        twin, CalibrationSet(images.images, images.labels), seed=1, seconds=600, folder=tmp_path, told=lambda kind, done, total: told.append(kind)
     )  # fmt: skip
     first = found.hypotheses[0]
-    assert found.score >= 0.5 and first.score == pytest.approx(found.score) and found.complete
+    assert first.score == pytest.approx(found.score) == max(one.score for one in found.hypotheses) and found.complete
+    assert found.score >= 0.75 and found.hypotheses[1].score < 0.5, "likelier than all else"
     assert (first.kind, first.target) == ("patch", tiny_backdoored.trigger.target) and first.outlier > 2 and first.reached.rate > 0.7
     assert len(found.differences) == len(found.hypotheses) and found.differences.shape[1:] == (12, 12, 3)
-    assert set(found.outliers) == {"patch", "warp", "shift", "departure", "addition"} == set(found.sizes) == set(told)
+    assert set(found.sizes) == {"patch", "warp", "shift", "departure", "addition"} == set(told)
     assert first.trigger is not None
     others = tiny.shapes(200, seed=6)  # images that the search did not see
     trigger = trigger_spec(first.trigger).build(3)
@@ -91,7 +92,7 @@ def test_others_that_stand_out_as_well_are_named(monkeypatch: pytest.MonkeyPatch
     one = Patches(torch.arange(10), torch.zeros(1, 3, 8, 8), generator())
     monkeypatch.setattr(one, "sizes", lambda: torch.tensor([30.0, 31, 4, 29, 5, 33, 30, 28, 3.5, 30]))
     one.reached = torch.tensor([0.9] * 8 + [0.95, 0.9])
-    scale = Scale({"patch": 0.3}, {"patch": 0.2}, 1.0, -2.0)
+    scale = Scale({"patch": np.array([0.3, 0.7])}, {"patch": np.array([0.2, 0.2])}, 1.0, -2.0)
     assert [row for row, _ in likely(one, scale)] == [8, 2, 4]
     one.reached[2] = 0.3
     assert [row for row, _ in likely(one, scale)] == [8, 4], "one that does not do what it should is no hypothesis beside another"

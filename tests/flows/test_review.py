@@ -51,7 +51,11 @@ def test_versions_are_reviewed_and_told(
         for model in (onnx.load(tiny_backdoored.model), onnx.load(tiny_clean.model), strange)
     )
     registry.set_registered_model_alias("vendor-shapes", "candidate", backdoored)
-    spec = {"input": tiny_backdoored.reading.model_dump(mode="json"), "data": {"images": str(tiny_backdoored.images)}, "purify": {"images": 80}}
+    spec = {
+        "input": tiny_backdoored.reading.model_dump(mode="json"),
+        "data": {"images": str(tiny_backdoored.images)},
+        "purify": {"images": 80},
+    }
     (here.folder / "audit.yaml").write_text(yaml.safe_dump(spec))
     (here.folder / "catalogue.yaml").write_text("'vendor-*': audit.yaml\n")
 

@@ -37,7 +37,7 @@ def test_a_backdoored_and_a_clean_model(tiny_backdoored: tiny.Backdoored, tiny_c
     bad, good = rows
     assert (bad.error, good.error) == ("", "")
     assert bad.truth == f"to class {tiny_backdoored.trigger.target}" and good.truth == ""
-    assert spoke(bad) == "patch" and right(bad) and bad.patch > 2 * good.patch
+    assert spoke(bad) == "patch" and right(bad) and bad.standings["patch"].share < good.standings["patch"].share
     assert score_of(bad) > score_of(good)
     page = folder / "page.md"
     write_page(page, rows)
@@ -48,24 +48,26 @@ def test_a_backdoored_and_a_clean_model(tiny_backdoored: tiny.Backdoored, tiny_c
         and (folder / "page" / "roc.png").read_bytes()[1:4] == b"PNG"
     )
     (folder / "bank.csv").write_bytes(to_csv(rows))
-    assert [(one.name, one.backdoored, set(one.outliers)) for one in read(folder / "bank.csv")] == [("bad", True, set(KINDS)), ("good", False, set(KINDS))]
+    assert [(one.name, one.backdoored, set(one.standings)) for one in read(folder / "bank.csv")] == [("bad", True, set(KINDS)), ("good", False, set(KINDS))]
 
 
 def test_rows_are_made_once_and_a_failure_says_why(tiny_clean: tiny.Backdoored, folder: Path) -> None:
     model = zoo(folder / "good", tiny_clean, "clean")  # it has too few images for those that are kept aside
     told: list[Row] = []
     (row,) = search_all([Look(str(model), 100, 0)], folder / "rows.csv", device="cpu", workers=1, listener=lambda row, done, total: told.append(row))
-    assert row.error and row.outliers == {} and score_of(row) == 0 and spoke(row) == "" and len(told) == 1
+    assert row.error and row.standings == {} and score_of(row) == 0 and spoke(row) == "" and len(told) == 1
     search_all([Look(str(model), 100, 0)], folder / "rows.csv", device="cpu", workers=1, listener=lambda row, done, total: told.append(row))
     assert len(told) == 2, "what failed is tried again"
-    (folder / "rows.csv").write_bytes(to_csv([replace(row, error="", patch=1.5)]))
+    (folder / "rows.csv").write_bytes(to_csv([replace(row, error="", patch="0.3 0.2")]))
     (kept,) = search_all([Look(str(model), 100, 0)], folder / "rows.csv", device="cpu", workers=1, listener=lambda *told: pytest.fail("made again"))
-    assert kept.patch == 1.5 and load(folder / "rows.csv") and by_model([row])[-2].count("|") > 8
+    assert kept.standings["patch"].outlier == pytest.approx(1.25) and load(folder / "rows.csv") and by_model([row])[-2].count("|") > 8
 
 
 def made_up(model: str, attack: str, patch: float, index: float) -> Row:
     aims = "to class 2;to class 1;to each class + 1;from class 0 to class 1;to class 3"
-    return Row(model, "cifar10", "vgg", attack, 100, 0, "" if attack == "clean" else "to class 2", patch, 1.2, 1.2, 2.0, 1.4, aims, index, 30.0, model, "")
+    usual = ((0.05, patch), (0.05, 1.2), (0.15, 1.2), (0.016, 1.8), (0.06, 1.4))
+    sizes = [f"{median} {median} {median / ratio:.4g}" for median, ratio in usual]
+    return Row(model, "cifar10", "vgg", attack, 100, 0, "" if attack == "clean" else "to class 2", *sizes, aims, index, 30.0, model, "")
 
 
 def test_the_table_counts_false_alarms_and_what_is_found() -> None:

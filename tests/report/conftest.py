@@ -40,7 +40,7 @@ def provenance(*, images: bool) -> Provenance:
 
 def suspect(kind: str, target: int | None, score: float) -> Suspect:
     return Suspect(
-        kind=kind, target=target, source=None, text=f"{kind} {SCRIPT}", size=9.2, unit="px", outlier=3.1, reached=Rate.of(241, 250), score=score
+        kind=kind, target=target, source=None, text=f"{kind} {SCRIPT}", size=9.2, unit="px", share=0.009, outlier=3.1, reached=Rate.of(241, 250), score=score
     )  # fmt: skip
 
 
@@ -53,7 +53,6 @@ def detection() -> Detection:
         threshold=0.5,
         false_alarms=Rate.of(1, 13),
         found=Rate.of(17, 21),
-        outliers={"patch": 3.1, "warp": 1.2, "shift": 1.1},
         complete=True,
         seconds=41.2,
         device="cuda: NVIDIA H200",
