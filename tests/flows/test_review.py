@@ -85,13 +85,13 @@ def test_versions_are_reviewed_and_told(
     accepted = here.command("review", f"vendor-shapes/{clean}", *options)
     assert accepted.returncode == 0, accepted.stderr
     assert json.loads(accepted.stdout)["aliases"] == {"audited": clean, "champion": clean}
-    assert registry.get_model_version_by_alias("vendor-shapes", "champion").version == clean
+    assert str(registry.get_model_version_by_alias("vendor-shapes", "champion").version) == clean
 
     refused = here.command("review", f"vendor-shapes/{other}", *options)
     assert refused.returncode == 2, refused.stderr
     told = registry.get_model_version("vendor-shapes", other)
     assert told.tags["audit.verdict"] == "REFUSED" and told.tags["audit.reasons"] in told.description
-    assert registry.get_model_version_by_alias("vendor-shapes", "champion").version == clean, "an alias moves only when the verdict allows"
+    assert str(registry.get_model_version_by_alias("vendor-shapes", "champion").version) == clean, "an alias moves only when the verdict allows"
     assert here.command("review", "vendor-shapes/99", *options).returncode == 2
 
 
