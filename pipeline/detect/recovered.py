@@ -24,7 +24,7 @@ def trigger_of(one: Targeted, row: int, folder: Path) -> dict[str, Any] | None:
         return None
     folder.mkdir(parents=True, exist_ok=True)
     arrays = [parameter[row].detach().float().cpu().numpy() for parameter in one.parameters]
-    says: dict[str, Any] = {"name": f"recovered {one.name}", "target": target, "source": aim.source}
+    says: dict[str, Any] = {"name": f"recovered {one.name} {aim}", "target": target, "source": aim.source}
     spec: TriggerSpec
     if isinstance(one, Painted):
         opacity, pattern = (1 / (1 + np.exp(-array)) for array in arrays)
