@@ -58,6 +58,7 @@ class Patches(Painted):
     ) -> None:
         """From both starts."""
         placed = copy(self)
+        placed.reached, placed.lost = self.reached.clone(), self.lost.clone()
         self.descend(network, pictures, own, generator, steps=steps, count=count, late=late)
         if late():
             return

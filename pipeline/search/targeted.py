@@ -17,6 +17,8 @@ Pictures = Callable[[Tensor], Tensor]
 """(N) which -> (N, C, H, W) of the pictures, each changed a little."""
 
 
+MOST_PIXELS = 2**22  # of the pictures that a network is shown at once
+
 Kind = Literal["patch", "warp", "shift", "departure", "addition"]
 
 
@@ -109,19 +111,24 @@ class Targeted(ABC):
         optimizer = torch.optim.Adam(self.parameters, lr=self.rate, betas=(0.5, 0.9))
         price = torch.full((len(self.classes),), self.price, device=self.classes.device)
         which = torch.arange(len(self.classes), device=self.classes.device).repeat_interleave(count)
+        rows = torch.arange(len(self.classes), device=self.classes.device).split(max(1, MOST_PIXELS // (count * self.shape[0] * self.shape[1])))
         for _ in range(steps):
             if late():
                 return
             index = self.pick(which, own, generator)
-            logits = network(self.change(pictures(index), which))
-            missed, there = self.missed(logits, which, own[index])
-            missed = missed.view(-1, count).mean(1)
-            gradients = torch.autograd.grad((missed + price * self.sizes()).sum(), self.parameters)
+            x, kept = pictures(index), own[index]
+            gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
+            for some in rows:  # each change is looked for by itself, so parts of them are no approximation
+                part = slice(int(some[0]) * count, (int(some[-1]) + 1) * count)
+                missed, there = self.missed(network(self.change(x[part], which[part])), which[part], kept[part])
+                missed = missed.view(-1, count).mean(1)
+                for total, gradient in zip(gradients, torch.autograd.grad((missed + price[some] * self.sizes()[some]).sum(), self.parameters), strict=True):
+                    total += gradient
+                self.lost[some] = missed.detach()
+                self.reached[some] = 0.8 * self.reached[some] + 0.2 * there.float().view(-1, count).mean(1)
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-            self.lost = missed.detach()
-            self.reached = 0.8 * self.reached + 0.2 * there.float().view(-1, count).mean(1)
             price = torch.where(self.reached > 0.9, price * 1.08, price / 1.08).clamp(1e-4, 2.0)
 
     @property

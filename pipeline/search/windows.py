@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.search.targeted import Network, Pictures
+from pipeline.search.targeted import MOST_PIXELS, Network, Pictures
 
 SIDE, PLACES = 0.25, 5  # of the picture's shorter side; places along each axis
-STEPS, RATE, TRIED, BATCH = 10, 0.5, 3, 96  # steps of Adam on the pattern; pictures a step; squares at once
+STEPS, RATE, TRIED, BATCH = 10, 0.5, 3, 96  # steps of Adam on the pattern; pictures a step; squares at once, at most
 INSIDE, OUTSIDE = 2.0, -5.0  # logits of the opacity that a patch begins with
 MEMORY = 0.6  # of the running mean of the loss
 
@@ -33,11 +33,12 @@ def best_windows(network: Network, pictures: Pictures, count: int, classes: Tens
     pattern = (0.5 * torch.randn((len(aims), channels, side, side), generator=generator)).to(some).requires_grad_()
     optimizer = torch.optim.Adam([pattern], lr=RATE)
     loss = torch.zeros(len(aims), device=some.device)
+    batch = max(1, min(BATCH, MOST_PIXELS // (TRIED * height * width)))
     for step in range(STEPS):
         some = pictures(torch.randint(0, count, (TRIED,), generator=generator))
         pattern.grad = torch.zeros_like(pattern)
         now = torch.zeros_like(loss)
-        for part in torch.arange(len(aims), device=classes.device).split(BATCH):
+        for part in torch.arange(len(aims), device=classes.device).split(batch):
             stamped = some.permute(2, 3, 0, 1).expand(len(part), height, width, TRIED, channels).clone()  # indices first, to be painted on
             stamped[torch.arange(len(part))[:, None, None], rows[part], columns[part]] = pattern[part].sigmoid().permute(0, 2, 3, 1)[:, :, :, None]
             said = network(stamped.permute(0, 3, 4, 1, 2).flatten(0, 1)).log_softmax(1)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pipeline.convert.to_torch import convert
 from pipeline.images import CalibrationSet
 from pipeline.scan import scan
+from pipeline.search import targeted
 from pipeline.search.additions import Additions
 from pipeline.search.examples import Examples
 from pipeline.search.kinds import Config, search
@@ -166,6 +167,13 @@ def test_an_opaque_trigger_is_found_by_a_window() -> None:
     found = Patches(torch.arange(3), x[:1], generator())
     found.search(opaque_only, lambda index: x[index], opaque_only(x).argmax(1), generator(), steps=60, count=6)
     assert int(found.sizes().argmin()) == 1 and float(found.sizes()[1].detach()) < 12 and float(found.reached[1]) > 0.7
+
+
+def test_what_is_done_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = searched(Patches(torch.arange(4), EMPTY, generator()), short_cut)
+    monkeypatch.setattr(targeted, "MOST_PIXELS", 8 * 8 * 6 + 1)  # one class at a time
+    parts = searched(Patches(torch.arange(4), EMPTY, generator()), short_cut)
+    assert torch.allclose(whole.sizes(), parts.sizes(), rtol=1e-2) and torch.allclose(whole.reached, parts.reached, atol=0.05)
 
 
 def twin_of(tiny_backdoored: tiny.Backdoored) -> tuple[object, Examples]:
