@@ -184,7 +184,7 @@ def _unseen(evidence: Evidence) -> Iterator[Reason]:
         yield from _missing("hold-out", [label for label, rate in enumerate(measured.by_class) if rate is None], "nothing was measured on them")
         yield from _missing("calibration", sorted(set(range(measured.classes)) - evidence.calibrated), "nothing was searched or repaired on them")
     if not evidence.searched:
-        text = "No search for unknown triggers was made, or it ran out of time: a backdoor whose trigger was not given would not have been seen."
+        text = "No search for unknown triggers was made to its end: a backdoor whose trigger was not given may not have been seen."
         yield Reason(code="detect.absent", text=text)
     for check in evidence.checks:
         if check.outcome == Outcome.SKIPPED:

@@ -325,7 +325,7 @@ class DetectResult(Value):
     """What the search for unknown triggers found, the likeliest first.
 
     score: P(backdoored) in 0..1.  sizes: of each kind of change, that of every one by what it aims at.  shown: .npy, (K, H, W, C) float32, what the
-    hypotheses add to pictures.  clean, backdoored: scores of the reference models, each held against the others.  complete: there was time for every search.
+    hypotheses add to pictures.  clean, backdoored: scores of the reference models, each held against the others.  complete: every search came to an end.
     """
 
     hypotheses: list[Hypothesis]

@@ -200,4 +200,4 @@ def suspects(searches: list[Targeted], pictures: Tensor, most: int = 10) -> tupl
         order = sizes.argsort()[: most // len(searches)]
         found.append(one.differences(pictures[:64])[order])
         names += [f"{one.aim(int(row))}: {one.name} of {float(sizes[row]):.1f} {one.unit}" for row in order]
-    return torch.cat(found), names
+    return torch.cat(found) if found else torch.zeros_like(pictures[:0]), names

@@ -66,7 +66,7 @@ class Detection(Value):
 
     suspected: what scores as much as the policy's threshold, the likeliest first; others: the smallest change of every other kind.  score: P(backdoored), in
     0..1, on the scale of the reference models.  false_alarms, found: of these, the clean ones that the threshold suspects, and the backdoored ones.  complete:
-    there was time for every search.
+    every search came to an end, and means something.
     """
 
     suspected: list[Suspect]

@@ -41,11 +41,12 @@ class Config:
 
 CONFIG = Config()
 SHORT, CHUNK = 12, 128  # steps of the short search, and classes at once
+REACHED = 0.5  # share of pictures that a patch of any size should send to most classes
 
 
 @dataclass
 class Searched:
-    """What was found.  notes: what is to be said about it.  complete: that there was time for all of it."""
+    """What was found.  notes: what is to be said about it.  complete: that all of it came to an end, and means something."""
 
     searches: list[Targeted] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -99,11 +100,18 @@ def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch
         one.search(twin.logits, pictures, own, generator, steps=config.steps, count=config.pictures, late=late)
         if late():
             break  # sizes that are still falling say nothing
-        found.searches.append(one)
         sizes = one.sizes().detach()
+        if not torch.isfinite(sizes).all() or not float(sizes.min()) > 0:
+            found.notes.append(f"the search for a {one.kind} came to nothing: the gradients of this network are not finite")
+            continue  # as a file may be made to do, so that nothing is found
+        found.searches.append(one)
         smallest = int(sizes.argmin())
         found.notes.append(
             f"smallest {one.name}: {float(sizes[smallest]):.1f} {one.unit}, {one.aim(smallest)}; the median over the smallest is {one.outlier:.1f}"
         )
     found.complete = len(found.searches) == len(makers)
+    patches = next((one for one in found.searches if isinstance(one, Patches)), None)
+    if patches is not None and float(patches.reached.median()) < REACHED:
+        found.notes.append("the search for patches sent few pictures to most classes, which any network's gradients show a way to: they may be hidden")
+        found.complete = False
     return found

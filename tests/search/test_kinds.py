@@ -223,3 +223,30 @@ def test_many_classes_are_narrowed_down_and_the_target_stays(classes: int, targe
     patch = found.searches[0]
     assert isinstance(patch, Patches) and len(patch.classes) == 32 and "32" in found.notes[0]
     assert patch.aim(int(patch.sizes().argmin())).target == target
+
+
+class Hidden(Many):
+    """A network whose gradients are not finite, or lead nowhere."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(4, 1)
+        self.how = how
+
+    def logits(self, x: Tensor, weights: object = None) -> Tensor:
+        seen = (x * 255).round() / 255 if self.how == "flat" else x + 0 * (x - x).sqrt()
+        return super().logits(seen, weights)
+
+
+@pytest.mark.parametrize(("how", "note"), [("flat", "may be hidden"), ("not finite", "not finite")])
+def test_a_network_that_hides_its_gradients_was_not_searched(how: str, note: str) -> None:
+    network = Hidden(how)
+    x = 0.5 * torch.rand((100, 1, 8, 8), generator=generator())
+    assert torch.allclose(network.logits(x), Many(4, 1).logits(x), atol=0.2), "it answers like any other"
+    found = search(network, Examples(x, network.logits(x).argmax(1), flip=False), Config(additions=True), generator())  # type: ignore[arg-type]
+    assert not found.complete and any(note in line for line in found.notes)
+
+
+def test_an_honest_network_is_searched_to_the_end() -> None:
+    network = Many(4, 1)
+    x = 0.5 * torch.rand((100, 1, 8, 8), generator=generator())
+    assert search(network, Examples(x, network.logits(x).argmax(1), flip=False), Config(additions=True), generator()).complete  # type: ignore[arg-type]
