@@ -101,7 +101,7 @@ def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch
         if late():
             break  # sizes that are still falling say nothing
         sizes = one.sizes().detach()
-        if not torch.isfinite(sizes).all() or not float(sizes.min()) > 0:
+        if one.broken or not float(sizes.min()) > 0:
             found.notes.append(f"the search for a {one.kind} came to nothing: the gradients of this network are not finite")
             continue  # as a file may be made to do, so that nothing is found
         found.searches.append(one)

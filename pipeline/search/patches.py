@@ -60,7 +60,7 @@ class Patches(Painted):
         placed = copy(self)
         placed.reached, placed.lost = self.reached.clone(), self.lost.clone()
         self.descend(network, pictures, own, generator, steps=steps, count=count, late=late)
-        if late():
+        if late() or self.broken:
             return
         placed.parameters = [start.requires_grad_() for start in best_windows(network, pictures, len(own), self.classes, generator)]
         placed.descend(network, pictures, own, generator, steps=steps, count=count, late=late)

@@ -49,6 +49,7 @@ class Targeted(ABC):
     Other hypotheses than one target for all pictures differ in `aims`, and in which pictures they `pick`.
 
     classes: (K) int64.  reached: (K) share of pictures that went where they should at the end of the search, lost: (K) their loss in its last step.
+    broken: that the search met gradients that are not finite, and stopped.
     """
 
     kind: ClassVar[Kind]
@@ -65,6 +66,7 @@ class Targeted(ABC):
         self.parameters = [start.to(picture.device).requires_grad_() for start in self.start(len(classes), picture, generator)]
         self.reached = torch.zeros(len(classes), device=picture.device)
         self.lost = torch.zeros(len(classes), device=picture.device)
+        self.broken = False
 
     @abstractmethod
     def start(self, k: int, picture: Tensor, generator: torch.Generator) -> list[Tensor]:
@@ -126,6 +128,9 @@ class Targeted(ABC):
                     total += gradient
                 self.lost[some] = missed.detach()
                 self.reached[some] = 0.8 * self.reached[some] + 0.2 * there.float().view(-1, count).mean(1)
+            if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+                self.broken = True  # no step is taken: what is not finite has no place among pictures
+                return
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
