@@ -137,11 +137,13 @@ def test_from_the_spec_to_the_rate(tiny_backdoored: tiny.Backdoored, folder: Pat
         holdout=found(inputs.holdout),
         reading=tiny_backdoored.reading.model_dump(mode="json"),
         triggers=[found(given) for given in inputs.triggers],
+        recovered=[found(inputs.triggers[1])],
         output=None,
         probabilities=False,
         device="cpu",
     )
-    still, made = measured.attacks
+    still, made, again = measured.attacks
+    assert [attack.kind for attack in measured.attacks] == ["known", "known", "recovered"] and again.ra == made.ra
     labels = np.load(found(inputs.holdout)["labels"])
     assert (still.asr.total, made.asr.total) == ((labels == 3).sum(), len(labels))
     assert still.ra.rate > 0.9, "a field of zeros changes nothing"
