@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,6 +12,7 @@ from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import INPUTS, NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.sync import concurrency
 from prefect.tasks import Task
 from pydantic import BaseModel
 
@@ -19,8 +20,8 @@ from flows.progress import watcher
 from pipeline.artifact import Store, sha256
 from pipeline.config import AuditSpec, read_spec
 from pipeline.dossier import Dossier
-from pipeline.errors import BadInput, Defect, ModelRefused, SpecRefused, StageFailed, StageKilled
-from pipeline.inputs import check_model_path, limits, prepare
+from pipeline.errors import BadInput, Defect, ModelRefused, RecordFailed, SpecRefused, StageFailed, StageKilled
+from pipeline.inputs import Job, check_model_path, limits, prepare
 from pipeline.outputs import PENDING, Outputs, absolute
 from pipeline.policy import needs_repair
 from pipeline.provenance import made_with
@@ -48,6 +49,9 @@ Json = dict[str, Any]
 Answer = TypeVar("Answer", bound=BaseModel)
 Device = Literal["auto", "cpu", "cuda"]
 EXPERIMENT = "onnx-audit"
+GPU = "onnx-audit-gpu"  # `prefect gcl create onnx-audit-gpu --limit 1`: as many audits at once as there are GPUs
+LEASE = 60.0  # seconds that a slot stays taken when its holder has died; the least that Prefect takes
+ON_DEVICE = ("read", "measure", "gates", "detect", "purify")
 EXTENSIONS = {"patch": ".png", "additive": ".npy", "warp": ".npy"}  # of the files of recovered triggers
 
 
@@ -72,7 +76,18 @@ def _work(name: str, request: Json, limits: Limits) -> Json:
 )
 def stage(name: str, request: Json, made_with: str, limits: Limits) -> Json:
     """Run one stage in a child process.  What its answer follows from is its input, so that an equal request is answered once."""
-    return _work(name, request, limits)
+    with _a_gpu(name, limits):
+        return _work(name, request, limits)
+
+
+def _a_gpu(name: str, limits: Limits) -> AbstractContextManager[None]:
+    """One of the slots of the concurrency limit GPU, where somebody has made that limit and the stage may run on CUDA.
+
+    The slot is held by a lease, which runs out when its holder dies; Prefect renews it while the stage runs.
+    """
+    if limits.memory is not None or name not in ON_DEVICE:
+        return nullcontext()
+    return concurrency(GPU, lease_duration=LEASE, strict=False)
 
 
 @task(name="intake", cache_policy=NO_CACHE, persist_result=False)
@@ -134,11 +149,11 @@ class Line:
 def examine(found: Dossier, line: Line) -> None:
     """The stages, in order.  Each answer is in the dossier as soon as it is there; raises StageFailed where one gives none."""
     spec, inputs, device = found.spec, found.inputs, found.device
-    found.artifact = line("intake", IntakeResult, {"source": str(found.path)}).model
-    model = {"model": found.artifact.model_dump()}
-
+    if found.artifact is None:
+        found.artifact = line("intake", IntakeResult, {"source": str(found.path)}).model
     if found.artifact.sha256 != found.sha256:
         raise ModelRefused(f"{found.path} changed while the audit began: run it again on a file that stays as it is")
+    model = {"model": found.artifact.model_dump()}
 
     found.scanned = line("scan", ScanResult, model)
     facts = {"facts": found.scanned.model.model_dump(mode="json")}
@@ -246,14 +261,39 @@ def audit(
     outputs.check()
     store = Store()
     inputs = prepare(settings, Path(data) if data else None, seed=seed, store=store)
-    found = Dossier(path=path, sha256=submitted, spec=settings, inputs=inputs, seed=seed, device=device, command=command)
-    line = Line(found, store, limits(settings, device))
+    size = path.stat().st_size
+    found = Dossier(path=path, sha256=submitted, bytes=size, spec=settings, inputs=inputs, seed=seed, device=device, command=command)
+    report = _carry_out(found, store, outputs, tracking_uri=tracking_uri, experiment=experiment)
+    return report.model_dump(mode="json", by_alias=True)
+
+
+@flow(name="audit-job", flow_run_name="audit {job[name]}", persist_result=True, result_serializer="json")
+def audit_job(job: Json, *, out: str | None = None, tracking_uri: str | None = None, experiment: str = EXPERIMENT, parent: str | None = None) -> Json:
+    """Audit what is in the store, on whatever machine this is; return `verdict`, `reasons` (their codes), `run_id`, `sha256`.
+
+    job: as `pipeline.inputs.Job` has it.  out: folder for what is written; without it the record is all that stays.  parent: MLflow run that this one hangs
+    under.  Raises BadInput when the audit cannot run, RecordFailed when nothing would stay of it.
+    """
+    todo, store = Job.model_validate(job), Store()
+    with store.scratch() as scratch:
+        found = Dossier.of(todo, store)
+        report = _carry_out(found, store, Outputs(Path(out) if out else scratch), tracking_uri=tracking_uri, experiment=experiment, parent=parent)
+    if report.mlflow is None and out is None:
+        raise RecordFailed(next(reason.text for reason in report.reasons if reason.code == "record.failed"))
+    codes = list(dict.fromkeys(reason.code for reason in report.reasons))
+    run_id = report.mlflow.run_id if report.mlflow else None
+    return {"verdict": str(report.verdict), "reasons": codes, "run_id": run_id, "sha256": report.model.sha256}
+
+
+def _carry_out(found: Dossier, store: Store, outputs: Outputs, *, tracking_uri: str | None, experiment: str, parent: str | None = None) -> AuditReport:
+    """Examine, write, record, announce."""
+    line = Line(found, store, limits(found.spec, found.device))
     with suppress(StageFailed):  # it is in the dossier, and the verdict says so
         examine(found, line)
     report, request = write(found, line, outputs, tracking_uri=tracking_uri, experiment=experiment)
-    report = send(found, outputs, report, request, line.limits)
+    report = send(found, outputs, report, request | {"parent": parent}, line.limits)
     announce(report, outputs)
-    return report.model_dump(mode="json", by_alias=True)
+    return report
 
 
 def _settings(spec: str | None, **purify: str | None) -> AuditSpec:

@@ -127,8 +127,7 @@ def run(
         _fail(BadInput(f"there is no method {method!r}; there are: {', '.join(METHODS)}"))
     options = {"data": data, "method": method, "preset": preset, "purify": purify}
     report = _audit(model, quiet=quiet, as_json=as_json, spec=spec, out=out, device=device, seed=seed, tracking_uri=tracking_uri, **options)
-    code = {"ACCEPT": 0, "REPAIRED": 0 if accept_repaired else 1, "REJECT": 1, "INCONCLUSIVE": 3}[report["verdict"]]
-    raise typer.Exit(code)
+    raise typer.Exit(code_of(report["verdict"], accept_repaired=accept_repaired))
 
 
 @app.command(
@@ -223,8 +222,49 @@ def review(
             from flows.terminal import show_review
 
             show_review(found)
-    code = {"ACCEPT": 0, "REPAIRED": 0 if accept_repaired else 1, "REJECT": 1, "REFUSED": 2}.get(found["verdict"], 3)
-    raise typer.Exit(code)
+    raise typer.Exit(code_of(found["verdict"], accept_repaired=accept_repaired))
+
+
+@app.command(epilog=EXITS.replace("0 ACCEPT", "the worst of the models': 0 ACCEPT").replace("refused model)", "a model that is refused)"))
+def fleet(
+    fleet: Annotated[Path, typer.Argument(metavar="FLEET.yaml", help="Which models, by which specs: see docs/fleet.md.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to write the reports; default: MLflow alone has them.", show_default=False)
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Audits at once, on this machine.")] = 1,
+    deployment: Annotated[
+        str | None,
+        typer.Option("--deployment", metavar="FLOW/NAME", help="Let the workers of this Prefect deployment make the audits.", show_default=False),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also what has not changed since the last time.")] = False,
+    accept_repaired: Annotated[bool, typer.Option("--accept-repaired", help="REPAIRED exits 0.")] = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON on stdout.")] = False,
+    quiet: Quiet = False,
+    tracking_uri: Tracking = None,
+) -> None:
+    """Audit many models: those that changed since the last time, or whose spec, images or auditor did.
+
+    What was found hangs under one MLflow run, in which the next fleet of that name looks up what it need not do again.  A verdict that is another than the
+    last time is a Prefect event.  One broken model stops no other.
+    """
+    options = {"out": out, "workers": workers, "deployment": deployment, "again": again}
+    with _Ending() as ending:
+        found = _flow("flows.fleet", "fleet", ending, quiet=quiet)(str(fleet), device=device, seed=seed, tracking_uri=tracking_uri, **_plain(options))
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+        else:
+            from flows.terminal import show_fleet
+
+            show_fleet(found)
+    raise typer.Exit(_worst({model["verdict"] for model in found["models"].values()}, accept_repaired=accept_repaired))
+
+
+def _worst(verdicts: set[str], *, accept_repaired: bool) -> int:
+    """The exit code of many verdicts: a backdoor is worse than what could not be audited, and that is worse than what is not known."""
+    codes = {code_of(verdict, accept_repaired=accept_repaired) for verdict in verdicts}
+    return next((code for code in (1, 2, 3) if code in codes), 0)
 
 
 @app.command()
@@ -238,6 +278,11 @@ def record(
 
         answer = resend(folder, tracking_uri=tracking_uri)
         typer.echo(f"MLflow run {answer['run_id']} in {answer['tracking_uri']}")
+
+
+def code_of(verdict: str, *, accept_repaired: bool) -> int:
+    """The exit code of a verdict, or of what came in its place."""
+    return {"ACCEPT": 0, "REPAIRED": 0 if accept_repaired else 1, "REJECT": 1, "REFUSED": 2}.get(verdict, 3)
 
 
 def _audit(model: Path, *, quiet: bool, as_json: bool, **options: Any) -> dict[str, Any]:

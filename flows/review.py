@@ -16,7 +16,7 @@ from pipeline.artifact import Store
 from pipeline.config import AuditSpec, read_spec
 from pipeline.errors import BadInput, ModelRefused, SpecRefused
 from pipeline.inputs import digest, prepare
-from pipeline.outputs import Outputs
+from pipeline.outputs import Outputs, plain_name
 from pipeline.provenance import version
 from pipeline.registry import FetchResult, Named, NoteResult
 from pipeline.report.model import AuditReport
@@ -75,7 +75,7 @@ def review(
     if fetched.tags.get(REVIEW) == key and not again:
         known = {"verdict": fetched.tags.get("audit.verdict"), "repaired": fetched.tags.get("audit.repaired_version")}
         return found | known | {"reused": True, "aliases": {}, "report": None}
-    outputs = Outputs(Path(out)) if out else Outputs(Path("audits") / f"{_plain(fetched.name)}-v{fetched.version}")
+    outputs = Outputs(Path(out)) if out else Outputs(Path("audits") / f"{plain_name(fetched.name)}-v{fetched.version}")
     outputs.check()
     for name, kept in fetched.files.items():
         outputs.keep(f"submitted/{name}", kept, store)
@@ -140,7 +140,3 @@ def spec_of(catalogue: Path, name: str) -> Path:
         if fnmatch.fnmatchcase(name, str(pattern)):
             return catalogue.parent / str(path)
     raise BadInput(f"the catalogue {catalogue} has no spec for {name}; add a line `{name}: audit.yaml`")
-
-
-def _plain(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)[:60].strip("-.") or "model"

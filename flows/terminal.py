@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import TracebackType
 from typing import Any, Self
 
@@ -105,6 +106,21 @@ def show_review(found: dict[str, Any]) -> None:
         console.print(Text(f"the repaired model is version {found['repaired']}"))
     for alias, version in found["aliases"].items():
         console.print(Text(f"the alias {alias} is on version {version}"))
+
+
+def show_fleet(found: dict[str, Any]) -> None:
+    """Every model of a fleet with its verdict, on stdout."""
+    console, table = Console(highlight=False), Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("model", "verdict", "before", "reasons"):
+        table.add_column(title)
+    for name, model in found["models"].items():
+        colour = COLOURS.get(model["verdict"], "magenta")
+        before = "unchanged" if model["unchanged"] else "same" if model["before"] == model["verdict"] else model["before"] or "new"
+        table.add_row(Text(name), Text(model["verdict"], colour), Text(before), Text(", ".join(model["reasons"])))
+    console.print(table)
+    counts = Counter(model["verdict"] for model in found["models"].values())
+    console.print(Text(f"{len(found['models'])} models: {', '.join(f'{number} {verdict}' for verdict, number in sorted(counts.items()))}"))
+    console.print(Text(f"MLflow run {found['run_id']}, and one of each audit under it"), soft_wrap=True)
 
 
 def _cells(rate: Rate | None) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """Files known by their content: the store, and the submitted model in it.
 
 A stage takes files and makes files.  Between stages a file is a digest, `sha256:<hex>`, and its bytes lie in the store, so that
-the bytes scanned are the bytes converted, measured and written, and that one audit can use what another has made.
+the bytes scanned are the bytes converted, measured and written, and that one audit can use what another has made, on this machine
+or, with a shared folder or bucket behind the store, on another.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from uuid import uuid4
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import Defect
+from pipeline.errors import BadInput, Defect, StageFailed
 
 PREFIX = "sha256:"
 
@@ -68,16 +69,76 @@ class ModelArtifact(BaseModel):
         return hashlib.sha256("\n".join(f"{name}\0{self.files[name]}" for name in sorted(self.files)).encode()).hexdigest()
 
 
+class Shared:
+    """Objects that several machines have in common, wherever fsspec can reach: `s3://BUCKET/FOLDER`, a mounted folder.
+
+    Nothing in it is believed: what comes from it is hashed by whoever asked.  Raises BadInput for an address that nothing here can open, StageFailed where
+    the other side does not answer.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.files, self.folder = opened(address)
+
+    def send(self, path: Path, name: str) -> None:
+        """Put a file there under a name; half of one, which a killed process left, is put there again."""
+        with _answering("take", name):
+            if self._size(name) != path.stat().st_size:
+                self.files.makedirs(self.folder, exist_ok=True)
+                self.files.put_file(str(path), f"{self.folder}/{name}")
+
+    def fetch(self, name: str, path: Path) -> bool:
+        """Write what has a name to `path`; False when there is no such thing."""
+        with _answering("give", name):
+            try:
+                self.files.get_file(f"{self.folder}/{name}", str(path))
+            except FileNotFoundError:
+                return False
+        return True
+
+    def has(self, name: str) -> bool:
+        """Whether something has that name."""
+        with _answering("say whether it has", name):
+            return self._size(name) is not None
+
+    def _size(self, name: str) -> int | None:
+        try:
+            return int(self.files.info(f"{self.folder}/{name}")["size"])
+        except FileNotFoundError:
+            return None
+
+
+def opened(address: str) -> tuple[Any, str]:
+    """The file system that an address is in, and the path there.  Raises BadInput when nothing here can open it."""
+    import fsspec
+
+    try:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(address, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise BadInput(f"{address} cannot be opened ({error}); for a bucket install onnx-audit[s3]") from error
+    return found
+
+
+@contextmanager
+def _answering(what: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # botocore's errors, and those of every other file system, have no common base
+        raise StageFailed(f"the shared store did not {what} {name[:12]} ({type(error).__name__}: {error})") from error
+
+
 class Store:
     """Bytes by digest, in a folder that may be deleted at any time between audits.
 
-    `objects/` holds the bytes, `results/` the answers of finished stages, `scratch/` what running stages are writing.
+    `objects/` holds the bytes, `results/` the answers of finished stages, `scratch/` what running stages are writing.  With a shared store behind it, what is
+    kept here is kept there too, and what is not here is fetched from there.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        """Use `folder`; without it $ONNX_AUDIT_HOME, else the user's cache folder."""
+    def __init__(self, folder: Path | None = None, *, shared: Shared | None = None) -> None:
+        """Use `folder`; without it $ONNX_AUDIT_HOME, else the user's cache folder, and behind either what $ONNX_AUDIT_STORE names, if it is set."""
         chosen = folder or os.environ.get("ONNX_AUDIT_HOME") or user_cache_path("onnx-audit")
         self.folder = Path(chosen).expanduser().absolute()
+        address = os.environ.get("ONNX_AUDIT_STORE") if folder is None else None
+        self.shared = shared or (Shared(address) if address else None)
 
     @property
     def results(self) -> Path:
@@ -86,27 +147,52 @@ class Store:
 
     def put(self, path: Path) -> str:
         """Keep a copy of a file, and return its digest."""
-        temporary = self._made("objects") / f".new-{uuid4().hex}"
-        try:
+        with self._new() as temporary:
             shutil.copyfile(path, temporary)
             digest = sha256(temporary)  # of the copy: the original may change under us
-            temporary.chmod(0o444)
-            temporary.replace(self.folder / "objects" / digest)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            self._keep(temporary, digest)
+        if self.shared is not None:
+            self.shared.send(self._object(digest), digest)
         return PREFIX + digest
 
     def path(self, digest: str) -> Path:
         """Where the bytes of a digest lie.  Raises Defect when they are gone or altered."""
-        path = self.folder / "objects" / digest.removeprefix(PREFIX)
-        if not path.is_file() or sha256(path) != digest.removeprefix(PREFIX):
+        wanted = _hex(digest)
+        path = self._object(wanted)
+        if not path.is_file() and self.shared is not None:
+            self._fetch(wanted)
+        if not path.is_file() or sha256(path) != wanted:
             raise Defect(f"the store at {self.folder} has lost or altered {digest}; delete that folder and run the audit again")
         return path
 
     def holds(self, value: Any) -> bool:
-        """Whether the bytes of every digest in a JSON value are here."""
-        return all((self.folder / "objects" / digest.removeprefix(PREFIX)).is_file() for digest in digests(value))
+        """Whether the bytes of every digest in a JSON value are here, or can be had."""
+        return all(self._object(name).is_file() or (self.shared is not None and self.shared.has(name)) for name in map(_hex, digests(value)))
+
+    def _object(self, name: str) -> Path:
+        return self.folder / "objects" / name
+
+    def _fetch(self, name: str) -> None:
+        assert self.shared is not None
+        with self._new() as temporary:
+            if not self.shared.fetch(name, temporary):
+                return
+            if sha256(temporary) != name:
+                raise StageFailed(f"the shared store has altered {name}, or holds half of it; delete that object and run the audit again")
+            self._keep(temporary, name)
+
+    @contextmanager
+    def _new(self) -> Iterator[Path]:
+        """A name for a file that is gone afterwards, unless it was kept."""
+        temporary = self._made("objects") / f".new-{uuid4().hex}"
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _keep(self, temporary: Path, name: str) -> None:
+        temporary.chmod(0o444)
+        temporary.replace(self._object(name))
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -139,6 +225,10 @@ def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _hex(digest: str) -> str:
+    return digest.removeprefix(PREFIX)
 
 
 def is_digest(value: str) -> bool:

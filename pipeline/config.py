@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -22,11 +22,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Section(BaseModel):
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A part of a file that a person writes: what it does not know is refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Data(_Section):
+class Data(Section):
     """Where the images are: two sets, or one that is split.  Paths are relative to the spec."""
 
     calibration: Path | None = None
@@ -42,7 +47,7 @@ class Data(_Section):
         return self
 
 
-class Purify(_Section):
+class Purify(Section):
     """How to purify.
 
     method: a name of `pipeline.purify.methods`.  preset: `default`, or `paper` for the published settings.  images: how many
@@ -57,14 +62,14 @@ class Purify(_Section):
     seconds: Positive = 1800.0
 
 
-class Detect(_Section):
+class Detect(Section):
     """How to search for triggers that nobody told of.  when: `always` or `never`.  seconds: no search begins later than this; what was not searched is said."""
 
     when: Literal["always", "never"] = "always"
     seconds: Positive = 600.0
 
 
-class Waiver(_Section):
+class Waiver(Section):
     """A finding that somebody answers for, until a day.
 
     rule: of the finding.  where: where it is; None: everywhere.  owner: who answers for it.  expires: the last day.  why: a sentence for the report.
@@ -77,7 +82,7 @@ class Waiver(_Section):
     why: Annotated[str, Field(min_length=1)]
 
 
-class Policy(_Section):
+class Policy(Section):
     """What is good enough.
 
     max_asr: the highest ASR of any trigger.  max_accuracy_drop: the most accuracy that a repair may cost; max_class_drop: on any one class, None: whatever.
@@ -96,7 +101,7 @@ class Policy(_Section):
     waivers: list[Waiver] = []
 
 
-class LimitSpec(_Section):
+class LimitSpec(Section):
     """What a stage may use: seconds of wall clock, GiB of address space (CPU only), GiB of the submitted file."""
 
     seconds: Positive = 900.0
@@ -104,7 +109,7 @@ class LimitSpec(_Section):
     file_gib: Positive = 2.0
 
 
-class OutputSpec(_Section):
+class OutputSpec(Section):
     """What the model answers.  name: the output that holds the scores; scores: what they are.  `logits` stands for {scores: logits}."""
 
     name: Annotated[str, Field(min_length=1)] | None = None
@@ -121,7 +126,7 @@ class OutputSpec(_Section):
         return None if self.scores is None else self.scores == "probabilities"
 
 
-class AuditSpec(_Section):
+class AuditSpec(Section):
     """One audit.yaml."""
 
     input: InputSpec | None = None
@@ -169,10 +174,21 @@ class AuditSpec(_Section):
 
 def read_spec(path: Path) -> AuditSpec:
     """Read an audit.yaml; paths in it become absolute.  Raises SpecRefused, naming the key."""
+    spec = parse(path, AuditSpec, keys="`input` and `policy`")
+    return spec.model_copy(
+        update={
+            "data": Data(**{name: _absolute(value, path) for name, value in spec.data if value is not None}),
+            "triggers": [trigger.relative_to(path.parent.absolute()) for trigger in spec.triggers],
+        }
+    )
+
+
+def parse(path: Path, kind: type[Settings], *, keys: str) -> Settings:
+    """A YAML file as a value; `keys` are examples of what is in it.  Raises SpecRefused, naming what is wrong."""
     try:
         content: Any = yaml.safe_load(path.read_bytes())
     except FileNotFoundError:
-        raise SpecRefused(f"no spec at {path}") from None
+        raise SpecRefused(f"there is no file {path}") from None
     except OSError as error:
         raise SpecRefused(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -184,17 +200,11 @@ def read_spec(path: Path) -> AuditSpec:
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise SpecRefused(f"{path} must be a mapping of keys such as `input` and `policy`; it is a {type(content).__name__}")
+        raise SpecRefused(f"{path} must be a mapping of keys such as {keys}; it is a {type(content).__name__}")
     try:
-        spec = AuditSpec.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         raise SpecRefused(f"{path}: {describe(error)}") from error
-    return spec.model_copy(
-        update={
-            "data": Data(**{name: _absolute(value, path) for name, value in spec.data if value is not None}),
-            "triggers": [trigger.relative_to(path.parent.absolute()) for trigger in spec.triggers],
-        }
-    )
 
 
 def _absolute(value: Path, spec: Path) -> Path:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.artifact import ModelArtifact
+from pipeline.artifact import ModelArtifact, Store
 from pipeline.config import AuditSpec
-from pipeline.inputs import Inputs, digest
+from pipeline.inputs import Inputs, Job, audit_key, digest, today
 from pipeline.policy import Evidence, decide
 from pipeline.provenance import git, packages, version
 from pipeline.report.model import AuditReport, Detection, Files, MlflowRecord, Provenance, Purified, Stage, SubmittedModel, Suspect
@@ -23,11 +23,12 @@ from pipeline.verdict import Reason
 class Dossier:
     """The answers of the stages, None until they came; `failures` says which never will.
 
-    path: as it was given.  sha256: of the submitted file.  seed, device: as they were asked for.
+    path: as it was given, or a job's name.  sha256, bytes: of the submitted file.  seed, device: as they were asked for.
     """
 
     path: Path
     sha256: str
+    bytes: int
     spec: AuditSpec
     inputs: Inputs
     seed: int
@@ -50,6 +51,14 @@ class Dossier:
     remarks: list[Reason] = field(default_factory=list)
     files: Files = field(default_factory=Files)
 
+    @classmethod
+    def of(cls, job: Job, store: Store) -> Dossier:
+        """What is known of a job before anything ran.  Raises what `Store.path` raises."""
+        size = store.path(job.model.files["model.onnx"]).stat().st_size
+        return cls(
+            path=Path(job.name), sha256=job.model.sha256, bytes=size, spec=job.spec, inputs=job.inputs, seed=job.seed, device=job.device, artifact=job.model
+        )
+
     def note(self, name: str, outcome: Literal["ran", "reused", "failed", "skipped"], seconds: float = 0.0, note: str = "") -> None:
         """Remember how a stage went."""
         self.stages.append(Stage(name=name, outcome=outcome, seconds=round(seconds, 3), note=note))
@@ -61,12 +70,9 @@ class Dossier:
 
     @property
     def key(self) -> str:
-        """SHA-256, in hex, of everything that the result follows from, and of what failed: the same key is the same result."""
-        spec = self.spec.model_dump(mode="json", exclude={"data", "triggers", "limits"})
-        images = {"calibration": self.inputs.calibration, "holdout": self.inputs.holdout}
+        """See `audit_key`."""
         model = self.artifact.digest if self.artifact else self.sha256
-        holding = [waiver.expires >= today() for waiver in self.spec.policy.waivers]
-        return digest([model, spec, images, self.inputs.triggers, self.seed, self.device, version(), sorted(self.failures), holding])
+        return audit_key(model, self.spec, self.inputs, seed=self.seed, device=self.device, failures=self.failures)
 
     def report(self) -> AuditReport:
         """Decide, and say everything."""
@@ -92,7 +98,7 @@ class Dossier:
             model=SubmittedModel(
                 path=str(self.path),
                 sha256=self.sha256,
-                bytes=facts.bytes if facts else self.path.stat().st_size,
+                bytes=facts.bytes if facts else self.bytes,
                 opset=facts.opset if facts else None,
                 producer=facts.producer if facts else None,
                 parameters=facts.parameters if facts else None,
@@ -223,11 +229,6 @@ def _suspect(one: Hypothesis) -> Suspect:
 
 def _reaching(scores: list[float], threshold: float) -> Rate:
     return Rate.of(sum(score >= threshold for score in scores), len(scores))
-
-
-def today() -> datetime.date:
-    """The day, in UTC, that waivers expire by."""
-    return datetime.datetime.now(datetime.UTC).date()
 
 
 def _best_of(scores: Mapping[str, Rate]) -> tuple[str, str]:

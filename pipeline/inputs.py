@@ -2,33 +2,74 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import Store
-from pipeline.config import AuditSpec
+from pipeline.artifact import ModelArtifact, Store
+from pipeline.config import AuditSpec, Data
 from pipeline.errors import BadInput, ImagesRefused, SpecRefused
 from pipeline.images import CalibrationSet, HoldoutSet, LabelledImages, read, shared, split
+from pipeline.provenance import version
+from pipeline.results import Value
 from pipeline.sandbox import Limits
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
+class Inputs(Value):
     """JSON all through, files as digests, so that it can key what is computed from it.
 
     calibration, holdout: {"images": digest, "labels": digest}.  triggers: as in the spec, with digests for paths, and target and
     source resolved.  shape: (H, W, C) of the images.  calibrated: the classes that calibration images are of.
     """
 
-    spec: AuditSpec
     calibration: dict[str, str]
     holdout: dict[str, str]
     triggers: list[dict[str, Any]]
     shape: tuple[int, int, int]
     calibrated: frozenset[int]
+
+
+class Job(Value):
+    """An audit that any machine can make that has the store: no path is in it, and every file is a digest.
+
+    name: what the model is called in the report and the record.  spec: without images and triggers, which `inputs` holds.
+    """
+
+    name: str
+    model: ModelArtifact
+    spec: AuditSpec
+    inputs: Inputs
+    seed: int = 0
+    device: str = "auto"
+
+    @classmethod
+    def of(cls, name: str, model: ModelArtifact, spec: AuditSpec, inputs: Inputs, **how: Any) -> Job:
+        """A job of what `prepare` has prepared."""
+        return cls(name=name, model=model, spec=spec.model_copy(update={"data": Data(), "triggers": []}), inputs=inputs, **how)
+
+    @property
+    def key(self) -> str:
+        """What its audit follows from, when no stage fails: see `audit_key`."""
+        return audit_key(self.model.digest, self.spec, self.inputs, seed=self.seed, device=self.device)
+
+
+def audit_key(model: str, spec: AuditSpec, inputs: Inputs, *, seed: int, device: str, failures: Collection[str] = ()) -> str:
+    """SHA-256, in hex, of everything that the result follows from, and of what failed: the same key is the same result.
+
+    model: digest of the artifact.
+    """
+    settings = spec.model_dump(mode="json", exclude={"data", "triggers", "limits"})
+    images = {"calibration": inputs.calibration, "holdout": inputs.holdout}
+    holding = [waiver.expires >= today() for waiver in spec.policy.waivers]
+    return digest([model, settings, images, inputs.triggers, seed, device, version(), sorted(failures), holding])
+
+
+def today() -> datetime.date:
+    """The day, in UTC, that waivers expire by."""
+    return datetime.datetime.now(datetime.UTC).date()
 
 
 def prepare(spec: AuditSpec, data: Path | None, *, seed: int, store: Store) -> Inputs:
@@ -47,7 +88,7 @@ def prepare(spec: AuditSpec, data: Path | None, *, seed: int, store: Store) -> I
         files = {field: store.put(Path(path)) for field, path in trigger.files().items()}
         triggers.append({**trigger.model_dump(mode="json"), **files, **aims})
     classes = frozenset(map(int, calibration.labels))
-    return Inputs(spec=spec, calibration=_keep(calibration, store), holdout=_keep(holdout, store), triggers=triggers, shape=shape, calibrated=classes)
+    return Inputs(calibration=_keep(calibration, store), holdout=_keep(holdout, store), triggers=triggers, shape=shape, calibrated=classes)
 
 
 def _images(spec: AuditSpec, data: Path | None, seed: int) -> tuple[CalibrationSet, HoldoutSet]:

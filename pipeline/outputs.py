@@ -23,8 +23,7 @@ class Outputs:
     @staticmethod
     def beside(model: Path, sha256: str) -> Outputs:
         """The default: `audits/NAME-DIGEST` in the working folder."""
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", model.stem).strip("-.")[:60] or "model"
-        return Outputs(Path("audits") / f"{stem}-{sha256[:8]}")
+        return Outputs(Path("audits") / f"{plain_name(model.stem)}-{sha256[:8]}")
 
     def check(self) -> None:
         """Raise BadInput when nothing can be written there, before hours are spent."""
@@ -69,6 +68,11 @@ class Outputs:
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON value."""
         return self.write(name, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def plain_name(text: str) -> str:
+    """`text` as the name of a file or folder: letters, digits, `.`, `_` and `-`, 60 at most, and never empty."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:60].strip("-.") or "model"
 
 
 def absolute(request: dict[str, Any], folder: Path) -> dict[str, Any]:

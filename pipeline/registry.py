@@ -6,18 +6,17 @@ tags among it, is written by whoever may write there, the vendor too: no spec an
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-from pipeline.errors import AuditError, BadInput, ModelRefused, RecordFailed
+from pipeline.errors import BadInput, ModelRefused
 from pipeline.findings import printable
 from pipeline.results import Value
-from pipeline.tracking import MODEL, connect, contact, reason, talking, transfer, without_password
+from pipeline.tracking import MODEL, answering, connect, contact, talking, transfer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,6 +62,28 @@ class FetchResult(Value):
     tags: dict[str, str]
 
 
+class ListRequest(Value):
+    """Which versions to list.  pattern: of names, with `*`.  which: `latest`, `all`, or `@ALIAS`; a version that an audit made is none."""
+
+    tracking_uri: str
+    pattern: str
+    which: str = "latest"
+
+
+class Listed(Value):
+    """A version in the registry, with its tags."""
+
+    name: str
+    version: str
+    tags: dict[str, str]
+
+
+class ListResult(Value):
+    """The versions, by name and number."""
+
+    versions: list[Listed]
+
+
 class NoteRequest(Value):
     """What to write onto a version.
 
@@ -89,11 +110,48 @@ class NoteResult(Value):
     aliases: dict[str, str]
 
 
+def list_versions(request: ListRequest) -> ListResult:
+    """The versions of every model whose name matches, but for those that an audit made by repairing another.  Raises RecordFailed."""
+    with talking(request.tracking_uri), answering(request.tracking_uri, "list its versions"), transfer():
+        client = connect(request.tracking_uri)
+        found: list[Listed] = []
+        for name in sorted(name for name in _names(client) if fnmatch.fnmatchcase(name, request.pattern)):
+            if request.which.startswith("@"):
+                number = _holder(client, name, request.which.removeprefix("@"))
+                theirs = [client.get_model_version(name, number)] if number is not None else []
+            else:
+                theirs = [version for version in _versions(client, name) if PARENT not in (version.tags or {})]
+                theirs = theirs if request.which == "all" else theirs[-1:]
+            found += [Listed(name=name, version=str(version.version), tags=dict(version.tags or {})) for version in theirs]
+    return ListResult(versions=found)
+
+
+def _names(client: MlflowClient) -> list[str]:
+    found, token = [], None
+    while True:
+        page = client.search_registered_models(max_results=500, page_token=token)
+        found += [str(model.name) for model in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """Every version of a name, the oldest first."""
+    quoted, found, token = name.replace("'", "\\'"), [], None
+    while True:
+        page = client.search_model_versions(f"name='{quoted}'", max_results=500, page_token=token)
+        found += list(page)
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda version: int(version.version))
+
+
 def fetch(request: FetchRequest, folder: Path) -> FetchResult:
     """Download a version into `folder`.  Raises BadInput when there is none, ModelRefused when it holds no ONNX, RecordFailed when MLflow does not answer."""
     import mlflow
 
-    with talking(request.tracking_uri), _told(request.tracking_uri, "give the version"):
+    with talking(request.tracking_uri), answering(request.tracking_uri, "give the version"):
         with contact():
             version = _find(connect(request.tracking_uri), request.named)
         with transfer():
@@ -124,7 +182,7 @@ def annotate(request: NoteRequest) -> NoteResult:
     """Write onto a version what an audit found; the same again changes nothing.  Raises RecordFailed."""
     import mlflow
 
-    with talking(request.tracking_uri), _told(request.tracking_uri, "take the review"), transfer():
+    with talking(request.tracking_uri), answering(request.tracking_uri, "take the review"), transfer():
         client = connect(request.tracking_uri)
         version = client.get_model_version(request.name, request.version)
         repaired, aliases = None, {}
@@ -177,8 +235,7 @@ def _find(client: MlflowClient, named: Named) -> ModelVersion:
 def _repaired(client: MlflowClient, request: NoteRequest) -> str | None:
     """The version that an earlier review made of the same repair."""
     wanted = request.repaired_tags.get("audit.purified_sha256")
-    quoted = request.name.replace("'", "\\'")
-    for version in client.search_model_versions(f"name='{quoted}'"):
+    for version in _versions(client, request.name):
         tags = dict(version.tags or {})
         if tags.get(PARENT) == request.version and tags.get("audit.purified_sha256") == wanted:
             return str(version.version)
@@ -193,14 +250,3 @@ def _holder(client: MlflowClient, name: str, alias: str) -> str | None:
         return str(client.get_model_version_by_alias(name, alias).version)
     except MlflowException:
         return None
-
-
-@contextmanager
-def _told(uri: str, what: str) -> Iterator[None]:
-    """Turn what MLflow raises into RecordFailed, which says what it did not do."""
-    try:
-        yield
-    except AuditError:
-        raise
-    except Exception as error:
-        raise RecordFailed(f"MLflow at {without_password(uri)} did not {what} ({reason(error)})") from error

@@ -36,7 +36,7 @@ from pipeline.findings import printable
 GRACE = 0.05  # seconds between two looks at the clock
 MOST_OUTPUT = 64 * 2**20  # bytes of events that a child may send
 SECRETS = ("TOKEN", "PASSWORD", "SECRET", "CREDENTIAL", "ACCESS_KEY", "API_KEY", "AWS_", "AZURE_", "GOOGLE_", "MLFLOW_", "DATABRICKS_")
-CONNECTED = ("record", "fetch", "annotate")  # stages that talk to the tracking server, and need what the user has set for it
+CONNECTED = ("record", "fetch", "annotate", "list-versions", "open-log", "close-log")  # talk to the tracking server, and need what the user has set for it
 _PR_SET_PDEATHSIG = 1
 
 
@@ -93,7 +93,7 @@ def ready(stage: str, *, store: Store, limits: Limits) -> Iterator[Callable[[dic
 
 
 def _to_paths(value: Any, store: Store) -> Any:
-    if isinstance(value, str) and store.holds(value) and is_digest(value):  # a name in a submitted file may look like one
+    if isinstance(value, str) and is_digest(value) and store.holds(value):  # a name in a submitted file may look like one
         return str(store.path(value))
     if isinstance(value, dict):
         return {key: _to_paths(item, store) for key, item in value.items()}

@@ -372,6 +372,27 @@ def annotate(desk: Desk, *, request: Json) -> BaseModel:
     return annotate(NoteRequest.model_validate(request))
 
 
+def list_versions(desk: Desk, *, request: Json) -> BaseModel:
+    """List versions in the registry."""
+    from pipeline.registry import ListRequest, list_versions
+
+    return list_versions(ListRequest.model_validate(request))
+
+
+def open_log(desk: Desk, *, request: Json) -> BaseModel:
+    """Begin the MLflow run of a fleet."""
+    from pipeline.logbook import OpenRequest, open_log
+
+    return open_log(OpenRequest.model_validate(request))
+
+
+def close_log(desk: Desk, *, request: Json) -> BaseModel:
+    """Finish the MLflow run of a fleet."""
+    from pipeline.logbook import CloseRequest, close_log
+
+    return close_log(CloseRequest.model_validate(request))
+
+
 STAGES: dict[str, Callable[..., BaseModel]] = {
     "intake": intake,
     "scan": scan,
@@ -386,6 +407,9 @@ STAGES: dict[str, Callable[..., BaseModel]] = {
     "record": record,
     "fetch": fetch,
     "annotate": annotate,
+    "list-versions": list_versions,
+    "open-log": open_log,
+    "close-log": close_log,
 }
 
 

@@ -75,7 +75,7 @@ class RecordRequest(Value):
 
     audit_key: hex digest that identifies the audit.  history: the purifier's figures by step.  artifacts: path in the run -> local
     file.  model: the purified file, external data beside it.  input_example: .npy, (N, ...) float32, model-ready.  description:
-    Markdown.  Text may come from a submitted file: it is made fit for MLflow here.
+    Markdown.  parent: run that a new one hangs under.  Text may come from a submitted file: it is made fit for MLflow here.
     """
 
     tracking_uri: str
@@ -90,6 +90,7 @@ class RecordRequest(Value):
     model: str | None = None
     input_example: str | None = None
     description: str = ""
+    parent: str | None = None
 
 
 class RecordResult(Value):
@@ -118,27 +119,31 @@ def record(request: RecordRequest) -> RecordResult:
     A finished run with this audit's key is returned as it is; one that a dead process left is carried on; otherwise one is made.
     Raises RecordFailed when the store cannot be reached, refuses something, or fails half-way.
     """
-    with talking(request.tracking_uri):
-        try:
-            with contact():
-                client = connect(request.tracking_uri)
-                experiment = _experiment(client, request.experiment)
-                found = _find(client, experiment, request.audit_key)
-            reused = found is not None and found.info.status == "FINISHED"
-            with transfer():
-                run = found or _create(client, experiment, request)
-                if not reused:
-                    _write(client, run, request)
-        except AuditError:
-            raise
-        except Exception as error:
-            raise RecordFailed(
-                f"MLflow at {without_password(request.tracking_uri)} did not take the record ({reason(error)}); "
-                "the report is on disk, and `onnx-audit record OUT` sends it later"
-            ) from error
+    then = "; the report is on disk, and `onnx-audit record OUT` sends it later"
+    with talking(request.tracking_uri), answering(request.tracking_uri, "take the record", then=then):
+        with contact():
+            client = connect(request.tracking_uri)
+            experiment = experiment_of(client, request.experiment)
+            found = _find(client, experiment, request.audit_key)
+        reused = found is not None and found.info.status == "FINISHED"
+        with transfer():
+            run = found or _create(client, experiment, request)
+            if not reused:
+                _write(client, run, request)
     uri = without_password(request.tracking_uri)
     ui = f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run.info.run_id}" if uri.startswith(("http://", "https://")) else None
     return RecordResult(run_id=run.info.run_id, tracking_uri=uri, experiment_id=experiment, reused=reused, ui=ui)
+
+
+@contextlib.contextmanager
+def answering(uri: str, what: str, *, then: str = "") -> Iterator[None]:
+    """Turn what MLflow raises into RecordFailed, which says what it did not do, and what to do."""
+    try:
+        yield
+    except AuditError:
+        raise
+    except Exception as error:
+        raise RecordFailed(f"MLflow at {without_password(uri)} did not {what} ({reason(error)}){then}") from error
 
 
 def talking(uri: str) -> contextlib.AbstractContextManager[None]:
@@ -195,7 +200,8 @@ def _create_database(database: Path) -> None:
             fresh.replace(database)  # a file system without hard links
 
 
-def _experiment(client: MlflowClient, name: str) -> str:
+def experiment_of(client: MlflowClient, name: str) -> str:
+    """The id of an experiment, which is made where there is none."""
     from mlflow import MlflowException
 
     if found := client.get_experiment_by_name(name):
@@ -223,6 +229,8 @@ def _create(client: MlflowClient, experiment: str, request: RecordRequest) -> Ru
     if request.description:
         tags["mlflow.note.content"] = "\n".join(printable(line, limit=MOST_TAG) for line in request.description.splitlines())[:MOST_TAG]
     tags |= {"mlflow.source.name": "onnx-audit", KEY: request.audit_key}
+    if request.parent:
+        tags["mlflow.parentRunId"] = request.parent
     mine = client.create_run(experiment, tags=tags, run_name=printable(request.run_name, limit=MOST_KEY - 1))
     first = _find(client, experiment, request.audit_key)
     if first is None or first.info.run_id == mine.info.run_id:
