@@ -268,6 +268,31 @@ def _worst(verdicts: set[str], *, accept_repaired: bool) -> int:
 
 
 @app.command()
+def hook(
+    deployment: Annotated[str, typer.Option("--deployment", metavar="FLOW/NAME", help="Of the flow `review`, in Prefect.")] = "review/review",
+    catalogue: Annotated[str | None, typer.Option("--catalogue", metavar="FILE.yaml", help="As the workers see it.", show_default=False)] = None,
+    approve: Annotated[str | None, typer.Option("--approve", metavar="ALIAS", help="Moved to the version that may be used.", show_default=False)] = None,
+    accept_repaired: Annotated[bool, typer.Option("--accept-repaired", help="A repaired version may be used.")] = False,
+    host: Annotated[str, typer.Option("--host", help="Where to listen; MLflow sends to https only, unless it is told otherwise.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8200,
+) -> None:
+    """Serve MLflow's webhooks: when a version is registered, its review begins.
+
+    POST /mlflow takes them; the secret that was given to MLflow is in $ONNX_AUDIT_HOOK_SECRET.  The review runs where the workers of the deployment are.
+    """
+    secret = os.environ.get("ONNX_AUDIT_HOOK_SECRET")
+    if not secret:
+        _fail(BadInput("set ONNX_AUDIT_HOOK_SECRET to the secret of the webhook in MLflow: what is not signed with it is not let in"))
+    with _Ending():
+        import uvicorn
+
+        from flows.hook import door
+
+        given = {"catalogue": catalogue, "approve": approve, "accept_repaired": accept_repaired}
+        uvicorn.run(door(secret, deployment, parameters={name: value for name, value in given.items() if value}), host=host, port=port, log_level="info")
+
+
+@app.command()
 def record(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of an audit whose record was not taken.", show_default=False)],
     tracking_uri: Tracking = None,

@@ -152,7 +152,9 @@ def _taken_in(member: Member, *, registered: bool, uri: str, spec: AuditSpec, st
     with store.scratch() as folder:
         source = Path(member.where)
         if registered:
-            fetched = FetchResult.model_validate(connected("fetch", {"tracking_uri": uri, "named": Named.of(member.where).model_dump()}))
+            fetched = FetchResult.model_validate(
+                connected("fetch", {"tracking_uri": uri, "named": Named.of(member.where).model_dump(), "experiment": EXPERIMENT})
+            )
             for name, digest in fetched.files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).symlink_to(store.path(digest))
@@ -190,7 +192,10 @@ def _here(jobs: dict[str, Job], options: Options, workers: int) -> Iterator[tupl
     """The audits, some at a time, in this process; each stage is a child of it anyway."""
     runner: ThreadPoolTaskRunner[Any]
     with ThreadPoolTaskRunner(max_workers=workers) as runner:
-        names: dict[Any, str] = {runner.submit(member_audit, {"name": name, "job": job, "options": options}): name for name, job in jobs.items()}
+        names: dict[Any, str] = {
+            runner.submit(member_audit, {"name": name, "job": job, "options": options}): name  # type: ignore[arg-type]
+            for name, job in jobs.items()
+        }
         for future in as_completed(list(names)):
             yield names[future], future.result()
 

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from pydantic import Field
 
 from flows.audit import EXPERIMENT, audit
 from flows.progress import watcher
 from pipeline.artifact import Store
 from pipeline.config import AuditSpec, read_spec
-from pipeline.errors import BadInput, ModelRefused, SpecRefused
+from pipeline.errors import AuditError, BadInput, ModelRefused, SpecRefused
 from pipeline.inputs import digest, prepare
 from pipeline.outputs import Outputs, plain_name
 from pipeline.provenance import version
-from pipeline.registry import FetchResult, Named, NoteResult
+from pipeline.registry import AUDITED, PARENT, REVIEW, RUN, FetchResult, ListResult, Named, NoteResult
 from pipeline.report.model import AuditReport
 from pipeline.report.summary import markdown
 from pipeline.sandbox import Limits, run
 from pipeline.tracking import absolute_tracking_uri
 
 Json = dict[str, Any]
-REVIEW = "audit.review"  # tag: digest of what a review follows from; the same digest is the same review
 
 
 @task(name="fetch", cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=2)
@@ -68,13 +68,12 @@ def review(
         spec = str(spec_of(Path(catalogue), named.name))
     settings = read_spec(Path(spec)) if spec else AuditSpec()
     inputs = prepare(settings, Path(data) if data else None, seed=seed, store=store)
-    fetched = FetchResult.model_validate(fetch({"tracking_uri": uri, "named": named.model_dump()}))
+    fetched = FetchResult.model_validate(fetch({"tracking_uri": uri, "named": named.model_dump(), "experiment": experiment}))
     follows = [fetched.files, settings.model_dump(mode="json", exclude={"data", "triggers", "limits"}), inputs.calibration, inputs.holdout, inputs.triggers]
     key = digest([*follows, seed, device, approve, accept_repaired, version()])
     found: Json = {"name": fetched.name, "version": fetched.version}
-    if fetched.tags.get(REVIEW) == key and not again:
-        known = {"verdict": fetched.tags.get("audit.verdict"), "repaired": fetched.tags.get("audit.repaired_version")}
-        return found | known | {"reused": True, "aliases": {}, "report": None}
+    if (verdict := _known(fetched, key)) and not again:
+        return found | {"verdict": verdict, "repaired": fetched.tags.get("audit.repaired_version"), "reused": True, "aliases": {}, "report": None}
     outputs = Outputs(Path(out)) if out else Outputs(Path("audits") / f"{plain_name(fetched.name)}-v{fetched.version}")
     outputs.check()
     for name, kept in fetched.files.items():
@@ -97,14 +96,27 @@ def review(
         annotate(note | {"tags": why, "description": f"**REFUSED**: this cannot be audited: {error}\n"})
         raise
     report = AuditReport.model_validate(answer)
-    written = NoteResult.model_validate(annotate(note | _said(report, ours, approve=approve, accept_repaired=accept_repaired)))
+    said = _said(report, ours, approve=approve, accept_repaired=accept_repaired, register=PARENT not in fetched.tags)
+    written = NoteResult.model_validate(annotate(note | said))
     return found | {"verdict": str(report.verdict), "reused": False, "repaired": written.repaired, "aliases": written.aliases, "report": answer}
 
 
-def _said(report: AuditReport, ours: dict[str, str], *, approve: str | None, accept_repaired: bool) -> Json:
-    """The tags, the description and the aliases that follow from a report."""
+def _known(fetched: FetchResult, key: str) -> str | None:
+    """The verdict of this very review, when it was made before.
+
+    A vendor may be able to write the version's tags, and not our runs: ACCEPT is believed of a run, REFUSED of whoever says it.
+    """
+    verdict = fetched.tags.get("audit.verdict")
+    if fetched.tags.get(REVIEW) != key:
+        return None
+    recorded = fetched.reviewed if verdict != "REFUSED" else fetched.tags
+    return verdict if recorded.get(REVIEW) == key and recorded.get("audit.verdict") == verdict else None
+
+
+def _said(report: AuditReport, ours: dict[str, str], *, approve: str | None, accept_repaired: bool, register: bool) -> Json:
+    """The tags, the description and the aliases that follow from a report.  register: whether a repair becomes a version; one of a repair does not."""
     purified, run_id = report.purified, report.mlflow.run_id if report.mlflow else None
-    repaired = report.verdict == "REPAIRED" and purified is not None and run_id is not None
+    repaired = register and report.verdict == "REPAIRED" and purified is not None and run_id is not None
     tags = {
         "audit.verdict": str(report.verdict),
         "audit.reasons": ", ".join(dict.fromkeys(reason.code for reason in report.reasons)),
@@ -112,20 +124,54 @@ def _said(report: AuditReport, ours: dict[str, str], *, approve: str | None, acc
         "audit.date": report.provenance.created.date().isoformat(),
         "audit.calibration_sha256": report.provenance.calibration_sha256 or "",
         "audit.holdout_sha256": report.provenance.holdout_sha256 or "",
-        **({"audit.run_id": run_id} if run_id else {}),
+        **({RUN: run_id} if run_id else {}),
         **({"audit.purified_sha256": purified.sha256} if repaired and purified else {}),
         **ours,
     }
-    usable = report.verdict == "ACCEPT" or (repaired and accept_repaired)
-    made = {"audit.verdict_of_parent": "REPAIRED", "audit.purified_sha256": purified.sha256, "audit.run_id": str(run_id)} if repaired and purified else {}
+    passed = {AUDITED: report.verdict == "ACCEPT" or repaired}
+    if approve:
+        passed[approve] = report.verdict == "ACCEPT" or (repaired and accept_repaired)
+    made = {"audit.verdict_of_parent": "REPAIRED", "audit.purified_sha256": purified.sha256, RUN: str(run_id)} if repaired and purified else {}
     return {
         "tags": tags,
         "description": markdown(report),
+        "run_id": run_id,
         "repaired": run_id if repaired else None,
         "repaired_tags": made,
-        "audited": report.verdict == "ACCEPT" or repaired,
-        "approve": approve if usable else None,
+        "aliases": [alias for alias, good in passed.items() if good],
+        "withdrawn": [alias for alias, good in passed.items() if not good],
     }
+
+
+@flow(name="poll", flow_run_name="poll {pattern}", persist_result=True, result_serializer="json")
+def poll(
+    pattern: Annotated[str, Field(description="Of registered models' names, with `*`.")] = "*",
+    *,
+    catalogue: Annotated[str | None, Field(description="YAML file of lines `PATTERN: audit.yaml`, as the worker sees it.")] = None,
+    which: Annotated[str, Field(description="`latest`, `all`, or `@ALIAS`.")] = "latest",
+    approve: str | None = None,
+    accept_repaired: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 0,
+    tracking_uri: str | None = None,
+    experiment: str = EXPERIMENT,
+) -> Json:
+    """Review every version in the registry that was not reviewed as it is asked for now; return verdict by NAME/VERSION.
+
+    One that cannot be reviewed stops no other: REFUSED or FAILED stands in its place.
+    """
+    uri, verdicts = absolute_tracking_uri(tracking_uri, Path.cwd()), {}
+    listed = run("list-versions", {"request": {"tracking_uri": uri, "pattern": pattern, "which": which}}, store=Store(), limits=Limits())
+    how: Json = {"catalogue": catalogue, "approve": approve, "accept_repaired": accept_repaired, "device": device, "seed": seed}
+    for one in ListResult.model_validate(listed).versions:
+        name = f"{one.name}/{one.version}"
+        try:
+            with Store().scratch() as folder:
+                answer: Json = review(name, out=str(folder), tracking_uri=uri, experiment=experiment, **how)  # type: ignore[assignment]
+            verdicts[name] = str(answer["verdict"])
+        except AuditError as error:
+            verdicts[name] = f"{'REFUSED' if isinstance(error, BadInput) else 'FAILED'}: {error}"
+    return verdicts
 
 
 def spec_of(catalogue: Path, name: str) -> Path:

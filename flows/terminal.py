@@ -105,7 +105,7 @@ def show_review(found: dict[str, Any]) -> None:
     if found["repaired"]:
         console.print(Text(f"the repaired model is version {found['repaired']}"))
     for alias, version in found["aliases"].items():
-        console.print(Text(f"the alias {alias} is on version {version}"))
+        console.print(Text(f"the alias {alias} is on version {version}" if version else f"the alias {alias} was taken away"))
 
 
 def show_fleet(found: dict[str, Any]) -> None:

@@ -1,18 +1,21 @@
 """Models in the MLflow registry: a version is fetched to be audited, and told what came of it.
 
 Like tracking.py, whose ways with MLflow these are, it runs in a child: what is fetched is as hostile as any file.  What the registry says of a version, its
-tags among it, is written by whoever may write there, the vendor too: no spec and no policy is taken from it.
+tags among it, is written by whoever may write there, the vendor too: no spec and no policy is taken from it, and that a version was reviewed, or is the
+repair of another, is believed when the runs of our own experiment say so.  Vendors must not be able to write there.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
+from pipeline.artifact import sha256
 from pipeline.errors import BadInput, ModelRefused
 from pipeline.findings import printable
 from pipeline.results import Value
@@ -26,6 +29,8 @@ MARK = "<!-- onnx-audit -->"  # what stands behind it in a description is ours
 MOST_TAG, MOST_DESCRIPTION = 4900, 4900  # characters
 AUDITED = "audited"  # the alias of the version that an audit left as the one to use
 PARENT = "audit.parent"  # tag of a repaired version: the version it was made from
+REVIEW = "audit.review"  # tag of a version and of its run: digest of what a review follows from; the same digest is the same review
+RUN = "audit.run_id"  # tag of a version: the run of its audit
 BESIDE = re.compile(r"(MLmodel|conda\.yaml|python_env\.yaml|requirements\.txt|registered_model_meta|(serving_)?input_example\.json|metadata/.*)")
 
 
@@ -46,24 +51,29 @@ class Named(Value):
 
 
 class FetchRequest(Value):
-    """Which version to fetch, and from where."""
+    """Which version to fetch, and from where.  experiment: the name of the one that audits are recorded in."""
 
     tracking_uri: str
     named: Named
+    experiment: str
 
 
 class FetchResult(Value):
-    """A version, and the files of its model under their own names, external data among them; `main` is the ONNX file."""
+    """A version, and the files of its model under their own names, external data among them; `main` is the ONNX file.
+
+    tags: what the registry says.  reviewed: the tags of the run that reviewed it, where there is such a run.
+    """
 
     name: str
     version: str
     main: str
     files: dict[str, str]
     tags: dict[str, str]
+    reviewed: dict[str, str]
 
 
 class ListRequest(Value):
-    """Which versions to list.  pattern: of names, with `*`.  which: `latest`, `all`, or `@ALIAS`; a version that an audit made is none."""
+    """Which versions to list.  pattern: of names, with `*`.  which: `latest`, `all`, or `@ALIAS`."""
 
     tracking_uri: str
     pattern: str
@@ -87,9 +97,9 @@ class ListResult(Value):
 class NoteRequest(Value):
     """What to write onto a version.
 
-    tags: of ours, `audit.…`.  description: Markdown, which takes the place of what an earlier audit wrote.  repaired: MLflow run that holds the repaired
-    model, to be registered as a new version with `repaired_tags`; None: none.  audited: whether there is a version that passed, which gets the alias; approve:
-    another alias for it; None: none.
+    tags: of ours, `audit.…`.  description: Markdown, which takes the place of what an earlier audit wrote.  run_id: the audit's; None: it came to none.
+    repaired: MLflow run that holds the repaired model, to be registered as a new version with `repaired_tags`; None: none.  aliases: for the version that
+    passed, this one or its repair.  withdrawn: aliases that this version must not have.
     """
 
     tracking_uri: str
@@ -97,21 +107,22 @@ class NoteRequest(Value):
     version: str
     tags: dict[str, str]
     description: str
+    run_id: str | None = None
     repaired: str | None = None
     repaired_tags: dict[str, str] = {}
-    audited: bool = False
-    approve: str | None = None
+    aliases: list[str] = []
+    withdrawn: list[str] = []
 
 
 class NoteResult(Value):
-    """What was written.  repaired: number of the repaired version.  aliases: alias -> version, of those that were moved."""
+    """What was written.  repaired: number of the repaired version.  aliases: alias -> version, of those that were moved; None: it was taken away."""
 
     repaired: str | None
-    aliases: dict[str, str]
+    aliases: dict[str, str | None]
 
 
 def list_versions(request: ListRequest) -> ListResult:
-    """The versions of every model whose name matches, but for those that an audit made by repairing another.  Raises RecordFailed."""
+    """The versions of every model whose name matches.  Raises RecordFailed."""
     with talking(request.tracking_uri), answering(request.tracking_uri, "list its versions"), transfer():
         client = connect(request.tracking_uri)
         found: list[Listed] = []
@@ -120,8 +131,7 @@ def list_versions(request: ListRequest) -> ListResult:
                 number = _holder(client, name, request.which.removeprefix("@"))
                 theirs = [client.get_model_version(name, number)] if number is not None else []
             else:
-                theirs = [version for version in _versions(client, name) if PARENT not in (version.tags or {})]
-                theirs = theirs if request.which == "all" else theirs[-1:]
+                theirs = _versions(client, name)[0 if request.which == "all" else -1 :]
             found += [Listed(name=name, version=str(version.version), tags=dict(version.tags or {})) for version in theirs]
     return ListResult(versions=found)
 
@@ -153,14 +163,30 @@ def fetch(request: FetchRequest, folder: Path) -> FetchResult:
 
     with talking(request.tracking_uri), answering(request.tracking_uri, "give the version"):
         with contact():
-            version = _find(connect(request.tracking_uri), request.named)
+            client = connect(request.tracking_uri)
+            version = _find(client, request.named)
+            reviewed = _run_of(client, dict(version.tags or {}).get(RUN), request.experiment)
         with transfer():
             local = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{version.name}/{version.version}", dst_path=str(folder)))
     main = _onnx_file(local, f"{printable(version.name)}/{version.version}")
     root = (local / main).parent
     there = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink() and not BESIDE.fullmatch(str(path.relative_to(local)))]
     files = {str(path.relative_to(root)): str(path) for path in there}
-    return FetchResult(name=version.name, version=str(version.version), main=Path(main).name, files=files, tags=dict(version.tags or {}))
+    return FetchResult(name=version.name, version=str(version.version), main=Path(main).name, files=files, tags=dict(version.tags or {}), reviewed=reviewed)
+
+
+def _run_of(client: MlflowClient, run_id: str | None, experiment: str) -> dict[str, str]:
+    """The tags of a run, where it is a finished one of ours."""
+    from mlflow import MlflowException
+
+    ours = client.get_experiment_by_name(experiment)
+    if run_id is None or ours is None:
+        return {}
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        return {}
+    return dict(run.data.tags) if run.info.experiment_id == ours.experiment_id and run.info.status == "FINISHED" else {}
 
 
 def _onnx_file(local: Path, what: str) -> str:
@@ -185,17 +211,24 @@ def annotate(request: NoteRequest) -> NoteResult:
     with talking(request.tracking_uri), answering(request.tracking_uri, "take the review"), transfer():
         client = connect(request.tracking_uri)
         version = client.get_model_version(request.name, request.version)
-        repaired, aliases = None, {}
+        repaired: str | None = None
+        aliases: dict[str, str | None] = {}
         if request.repaired is not None:
             repaired = _repaired(client, request)
             if repaired is None:
                 made = mlflow.register_model(f"runs:/{request.repaired}/{MODEL}", request.name, tags=_tags(request.repaired_tags | {PARENT: request.version}))
                 repaired = str(made.version)
         good = repaired or request.version
-        for alias in [*([AUDITED] if request.audited else []), *([request.approve] if request.approve else [])]:
+        for alias in request.aliases:
             if _holder(client, request.name, alias) != good:
                 client.set_registered_model_alias(request.name, alias, good)
             aliases[alias] = good
+        for alias in request.withdrawn:
+            if _holder(client, request.name, alias) == request.version:
+                client.delete_registered_model_alias(request.name, alias)
+                aliases[alias] = None
+        if request.run_id is not None and REVIEW in request.tags:
+            client.set_tag(request.run_id, REVIEW, request.tags[REVIEW])
         known = dict(version.tags or {})
         for name, value in _tags(request.tags | ({"audit.repaired_version": repaired} if repaired else {})).items():
             if known.get(name) != value:
@@ -233,12 +266,19 @@ def _find(client: MlflowClient, named: Named) -> ModelVersion:
 
 
 def _repaired(client: MlflowClient, request: NoteRequest) -> str | None:
-    """The version that an earlier review made of the same repair."""
-    wanted = request.repaired_tags.get("audit.purified_sha256")
+    """The version that an earlier review made of the same repair: with its tags, which anybody can write, and its bytes, which only we could."""
+    import mlflow
+
+    assert request.repaired is not None
+    wanted = client.get_run(request.repaired).data.tags.get("record.stored_sha256")
     for version in _versions(client, request.name):
         tags = dict(version.tags or {})
-        if tags.get(PARENT) == request.version and tags.get("audit.purified_sha256") == wanted:
-            return str(version.version)
+        if tags.get(PARENT) != request.version or version.run_id != request.repaired:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            there = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{version.name}/{version.version}", dst_path=folder)
+            if wanted is not None and sha256(Path(there) / _onnx_file(Path(there), "the repaired version")) == wanted:
+                return str(version.version)
     return None
 
 
