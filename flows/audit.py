@@ -26,7 +26,9 @@ from pipeline.policy import needs_repair
 from pipeline.provenance import made_with
 from pipeline.report.html import render_html
 from pipeline.report.json import render_json
+from pipeline.report.junit import render_junit
 from pipeline.report.model import AuditReport, Files, MlflowRecord, without_credentials
+from pipeline.report.sarif import render_sarif
 from pipeline.report.summary import markdown, percent, summary_rows
 from pipeline.results import (
     DetectResult,
@@ -48,6 +50,7 @@ Json = dict[str, Any]
 Answer = TypeVar("Answer", bound=BaseModel)
 Device = Literal["auto", "cpu", "cuda"]
 EXPERIMENT = "onnx-audit"
+SARIF, JUNIT = "report.sarif", "junit.xml"  # for CI systems
 EXTENSIONS = {"patch": ".png", "additive": ".npy", "warp": ".npy"}  # of the files of recovered triggers
 
 
@@ -228,6 +231,7 @@ def audit(
     purify: Literal["auto", "always", "never"] | None = None,
     device: Device = "auto",
     seed: int = 0,
+    accept_repaired: bool = False,
     tracking_uri: str | None = None,
     experiment: str = EXPERIMENT,
     command: list[str] | None = None,
@@ -236,6 +240,7 @@ def audit(
 
     model: path of the file.  data: images, a folder with one sub-folder a class or an .npz; not needed when the spec names them.
     spec: path of an audit.yaml.  out: folder for what is written.  method, preset, purify: override the spec's `purify`.
+    accept_repaired: that REPAIRED lets the gate open; changes nothing but junit.xml, which is how a gate reads the verdict.
     tracking_uri: of MLflow; the default is $MLFLOW_TRACKING_URI, else mlflow.db in the working folder.
     Raises BadInput when the audit cannot run.
     """
@@ -244,13 +249,14 @@ def audit(
     submitted = sha256(path)
     outputs = Outputs(Path(out)) if out else Outputs.beside(path, submitted)
     outputs.check()
+    outputs.discard(SARIF, JUNIT)  # an audit that cannot run must not leave an earlier one's answer to the gate
     store = Store()
     inputs = prepare(settings, Path(data) if data else None, seed=seed, store=store)
     found = Dossier(path=path, sha256=submitted, spec=settings, inputs=inputs, seed=seed, device=device, command=command)
     line = Line(found, store, limits(settings, device))
     with suppress(StageFailed):  # it is in the dossier, and the verdict says so
         examine(found, line)
-    report, request = write(found, line, outputs, tracking_uri=tracking_uri, experiment=experiment)
+    report, request = write(found, line, outputs, accept_repaired=accept_repaired, tracking_uri=tracking_uri, experiment=experiment)
     report = send(found, outputs, report, request, line.limits)
     announce(report, outputs)
     return report.model_dump(mode="json", by_alias=True)
@@ -262,7 +268,7 @@ def _settings(spec: str | None, **purify: str | None) -> AuditSpec:
     return settings.model_copy(update={"purify": settings.purify.model_copy(update=given)})
 
 
-def write(found: Dossier, line: Line, outputs: Outputs, *, tracking_uri: str | None, experiment: str) -> tuple[AuditReport, Json]:
+def write(found: Dossier, line: Line, outputs: Outputs, *, accept_repaired: bool, tracking_uri: str | None, experiment: str) -> tuple[AuditReport, Json]:
     """Write the output folder, the report in it; return the report, and what the tracking server is to be told."""
     from pipeline.tracking import absolute_tracking_uri
 
@@ -279,11 +285,13 @@ def write(found: Dossier, line: Line, outputs: Outputs, *, tracking_uri: str | N
         _keep_trigger(one, f"recovered/{place}", outputs, store)
     if model is not None:
         outputs.write("input_example.npy", _example(found, store))
-    found.files = Files(purified=model, html="report.html")
+    found.files = Files(purified=model, html="report.html", sarif=SARIF, junit=JUNIT)
     report = found.report()
     outputs.write("report.html", render_html(report, plots=plots).encode())
+    outputs.write(SARIF, render_sarif(report))
+    outputs.write(JUNIT, render_junit(report, accept_repaired=accept_repaired))  # not recorded: it follows from an option too, and a run is one an audit key
     outputs.write("report.json", render_json(report))
-    names = ["report.json", "report.html", *(f"plots/{name}.png" for name in plots), *(["masks.npz"] if found.purified else [])]
+    names = ["report.json", "report.html", SARIF, *(f"plots/{name}.png" for name in plots), *(["masks.npz"] if found.purified else [])]
     uri = absolute_tracking_uri(tracking_uri, Path.cwd())
     artifacts = {name: name for name in names}
     return report, found.record(report, tracking_uri=uri, experiment=experiment, artifacts=artifacts, model=model, description=markdown(report))

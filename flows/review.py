@@ -87,6 +87,7 @@ def review(
             data=data,
             spec=spec,
             out=str(outputs.folder),
+            accept_repaired=accept_repaired,
             device=device,
             seed=seed,
             tracking_uri=uri,
