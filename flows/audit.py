@@ -249,7 +249,7 @@ def audit(
     submitted = sha256(path)
     outputs = Outputs(Path(out)) if out else Outputs.beside(path, submitted)
     outputs.check()
-    outputs.discard(SARIF, JUNIT)  # an audit that cannot run must not leave an earlier one's answer to the gate
+    outputs.discard(JUNIT)  # an audit that cannot run must not leave an earlier one's answer to the gate
     store = Store()
     inputs = prepare(settings, Path(data) if data else None, seed=seed, store=store)
     found = Dossier(path=path, sha256=submitted, spec=settings, inputs=inputs, seed=seed, device=device, command=command)

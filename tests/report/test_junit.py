@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from typing import Any
 from xml.etree import ElementTree
@@ -174,5 +173,4 @@ def test_a_flood_of_findings_is_cut_and_counted(full: AuditReport) -> None:
 
 
 def test_the_same_report_gives_the_same_bytes(full: AuditReport) -> None:
-    for accept_repaired, report in itertools.product([False, True], [full]):
-        assert render_junit(report, accept_repaired=accept_repaired) == render_junit(report, accept_repaired=accept_repaired)
+    assert render_junit(full, accept_repaired=True) == render_junit(full, accept_repaired=True)
