@@ -133,7 +133,7 @@ def _measured(report: AuditReport, which: str, measured: Measurement, opens: boo
 
 
 def _called(attack: Attack, labels: list[str] | None) -> str:
-    return f"{attack.kind} trigger {attack.name}, to {target_text(attack.target, labels, attack.source)}"
+    return f"trigger {attack.name}, to {target_text(attack.target, labels, attack.source)}"
 
 
 def _search(report: AuditReport, opens: bool) -> _Case:

@@ -29,11 +29,14 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 SCORES = {Severity.LOW: "3.0", Severity.MEDIUM: "5.5", Severity.HIGH: "8.0", Severity.CRITICAL: "9.5"}  # on the scale of CVSS, as code scanning sorts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Result:
+    """where: the place in the model, of a finding.  about: what else it is about, of a reason."""
+
     code: str
     level: Level
     text: str
+    where: str = ""
     about: str = ""
     waiver: str = ""
 
@@ -61,17 +64,21 @@ def _results(report: AuditReport) -> Iterator[_Result]:
     """The verdict, every finding, and every reason that does not repeat a finding or speak for the file."""
     if report.verdict is not Verdict.ACCEPT:
         code = f"verdict.{report.verdict.lower()}"
-        yield _Result(code, rule_of(code).level, SENTENCES[report.verdict])
+        yield _Result(code=code, level=rule_of(code).level, text=SENTENCES[report.verdict])
     decisive = {(reason.code, reason.about) for reason in report.reasons}
-    waivers = {reason.about: reason.text for reason in report.reasons if reason.code == "finding.waived"}
+    waivers = [reason for reason in report.reasons if reason.code == "finding.waived"]  # in the order of the findings
+    level: Level
     for finding in report.findings:
         decides = (finding.rule, finding.where) in decisive
-        waiver = "" if decides else waivers.get(finding.rule, "")
-        yield _Result(finding.rule, "error" if decides else "note" if waiver else _level(finding), finding.message, finding.where, waiver)
+        waiver = None if decides else next((reason for reason in waivers if reason.about == finding.rule), None)
+        if waiver is not None:
+            waivers.remove(waiver)
+        level = "error" if decides else "note" if waiver else _level(finding)
+        yield _Result(code=finding.rule, level=level, text=finding.message, where=finding.where, waiver=waiver.text if waiver else "")
     found = {finding.rule for finding in report.findings}
     for reason in report.reasons:
         if reason.code not in found and (level := rule_of(reason.code).level) != "none":
-            yield _Result(reason.code, level, reason.text, reason.about)
+            yield _Result(code=reason.code, level=level, text=reason.text, about=reason.about)
 
 
 def _level(finding: Finding) -> Level:
@@ -99,8 +106,8 @@ def _invocation(report: AuditReport, *, more: int) -> Json:
 
 def _as_json(result: _Result, index: int, uri: str, fingerprint: str) -> Json:
     location: Json = {"physicalLocation": {"artifactLocation": {"uri": uri, "index": 0}}}
-    if result.about:
-        location["logicalLocations"] = [{"fullyQualifiedName": printable(result.about)}]
+    if result.where:
+        location["logicalLocations"] = [{"fullyQualifiedName": printable(result.where)}]
     return {
         "ruleId": result.code,
         "ruleIndex": index,
@@ -116,7 +123,7 @@ def _fingerprints(report: AuditReport, results: list[_Result]) -> Iterator[str]:
     """The same for the same bytes, rule and place, and for nothing else: what somebody dismissed for one file is not dismissed for the next."""
     seen: Counter[str] = Counter()
     for result in results:
-        said = "\n".join((report.model.sha256, result.code, printable(result.about)))
+        said = "\n".join((report.model.sha256, result.code, printable(result.where or result.about)))
         digest = hashlib.sha256(said.encode()).hexdigest()[:16]
         seen[digest] += 1
         yield f"{digest}:{seen[digest]}"

@@ -93,7 +93,7 @@ def test_counts_and_seconds_are_those_of_the_cases(full: AuditReport) -> None:
 
 def test_a_trigger_that_works_fails_unless_the_repaired_file_is_what_ships(full: AuditReport) -> None:
     report = full.model_copy(update={"reasons": [ASR]})
-    name = "known trigger trojan, to 2 (bird)"
+    name = "trigger trojan, to 2 (bird)"
     for accept_repaired, expected in ((False, "failure"), (True, "skipped")):
         found = {case.attrib["classname"]: outcome(case) for case in suite_of(report, accept_repaired=accept_repaired) if case.attrib["name"] == name}
         assert found == {"onnx-audit.submitted": expected, "onnx-audit.purified": "passed"}

@@ -92,6 +92,13 @@ def test_a_waiver_of_one_place_suppresses_no_other(full: AuditReport) -> None:
     assert {result["locations"][0]["logicalLocations"][0]["fullyQualifiedName"]: result["level"] for result in results[1:]} == {"n9": "error", "n3": "note"}
 
 
+def test_each_waived_place_has_its_own_waiver(full: AuditReport) -> None:
+    other = GATE.model_copy(update={"where": "n9"})
+    reasons = [PASSES, *(Reason(code="finding.waived", text=f"{where} waived", about=GATE.rule) for where in ("n3", "n9"))]
+    results = run_of(changed(full, Verdict.ACCEPT, reasons, [GATE, other]))["results"]
+    assert [result["suppressions"][0]["justification"] for result in results] == ["n3 waived", "n9 waived"]
+
+
 @pytest.mark.parametrize("code", ["detect.absent", "images.too-few", "purify.failed", "import.parity", "something.new"])
 def test_nobody_misses_that_nothing_was_judged(full: AuditReport, code: str) -> None:
     assert levels(changed(full, Verdict.INCONCLUSIVE, [Reason(code=code, text="no")])) == {"verdict.inconclusive": "warning", code: "warning"}
