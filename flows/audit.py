@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from flows.progress import watcher
 from pipeline.artifact import Store, sha256
-from pipeline.config import AuditSpec, read_spec
+from pipeline.config import AuditSpec, Method, read_spec
 from pipeline.dossier import Dossier
 from pipeline.errors import BadInput, Defect, ModelRefused, RecordFailed, SpecRefused, StageFailed, StageKilled
 from pipeline.inputs import Job, check_model_path, limits, prepare
@@ -27,7 +27,9 @@ from pipeline.policy import needs_repair
 from pipeline.provenance import made_with
 from pipeline.report.html import render_html
 from pipeline.report.json import render_json
+from pipeline.report.junit import render_junit
 from pipeline.report.model import AuditReport, Files, MlflowRecord, without_credentials
+from pipeline.report.sarif import render_sarif
 from pipeline.report.summary import markdown, percent, summary_rows
 from pipeline.results import (
     DetectResult,
@@ -52,6 +54,7 @@ EXPERIMENT = "onnx-audit"
 GPU = "onnx-audit-gpu"  # `prefect gcl create onnx-audit-gpu --limit 1`: as many audits at once as there are GPUs
 LEASE = 60.0  # seconds that a slot stays taken when its holder has died; the least that Prefect takes
 ON_DEVICE = ("read", "measure", "gates", "detect", "purify")
+SARIF, JUNIT = "report.sarif", "junit.xml"  # for CI systems
 EXTENSIONS = {"patch": ".png", "additive": ".npy", "warp": ".npy"}  # of the files of recovered triggers
 
 
@@ -238,32 +241,44 @@ def audit(
     data: str | None = None,
     spec: str | None = None,
     out: str | None = None,
-    method: str | None = None,
+    method: Method | None = None,
     preset: Literal["default", "paper"] | None = None,
     purify: Literal["auto", "always", "never"] | None = None,
     device: Device = "auto",
     seed: int = 0,
+    accept_repaired: bool = False,
     tracking_uri: str | None = None,
     experiment: str = EXPERIMENT,
     command: list[str] | None = None,
 ) -> Json:
-    """Audit an ONNX image classifier, and return its report as JSON.
+    """Audit an ONNX image classifier, and return its report as JSON.  Raises BadInput when the audit cannot run.
 
-    model: path of the file.  data: images, a folder with one sub-folder a class or an .npz; not needed when the spec names them.
-    spec: path of an audit.yaml.  out: folder for what is written.  method, preset, purify: override the spec's `purify`.
-    tracking_uri: of MLflow; the default is $MLFLOW_TRACKING_URI, else mlflow.db in the working folder.
-    Raises BadInput when the audit cannot run.
+    Args:
+        model: Path of the file, as the worker sees it.
+        data: Clean images, a folder with one sub-folder a class or an .npz; not needed when the spec names them.
+        spec: Path of an audit.yaml: how the model reads images, known triggers, policy.
+        out: Folder for what is written; default audits/NAME-DIGEST in the working folder.
+        method: How to repair, in place of the spec's `purify.method`.
+        preset: Our settings of the method, or the paper's, in place of the spec's `purify.preset`.
+        purify: Whether to repair, in place of the spec's `purify.when`.
+        device: Where to search, repair and measure; cuda is an error where there is none.
+        seed: Of the split of the images, the search and the repair.
+        accept_repaired: REPAIRED lets the gate open; changes nothing but junit.xml, which is how a gate reads the verdict.
+        tracking_uri: Of MLflow; default $MLFLOW_TRACKING_URI, else mlflow.db in the working folder.
+        experiment: In MLflow.
+        command: What was typed, for the report; leave it empty.
     """
     settings = _settings(spec, method=method, preset=preset, when=purify)
     path = check_model_path(Path(model), most_bytes=settings.limits.file_gib * 2**30)
     submitted = sha256(path)
     outputs = Outputs(Path(out)) if out else Outputs.beside(path, submitted)
     outputs.check()
+    outputs.discard(JUNIT)  # an audit that cannot run must not leave an earlier one's answer to the gate
     store = Store()
     inputs = prepare(settings, Path(data) if data else None, seed=seed, store=store)
     size = path.stat().st_size
     found = Dossier(path=path, sha256=submitted, bytes=size, spec=settings, inputs=inputs, seed=seed, device=device, command=command)
-    report = _carry_out(found, store, outputs, tracking_uri=tracking_uri, experiment=experiment)
+    report = _carry_out(found, store, outputs, accept_repaired=accept_repaired, tracking_uri=tracking_uri, experiment=experiment)
     return report.model_dump(mode="json", by_alias=True)
 
 
@@ -285,14 +300,16 @@ def audit_job(job: Json, *, out: str | None = None, tracking_uri: str | None = N
     return {"verdict": str(report.verdict), "reasons": codes, "run_id": run_id, "sha256": report.model.sha256}
 
 
-def _carry_out(found: Dossier, store: Store, outputs: Outputs, *, tracking_uri: str | None, experiment: str, parent: str | None = None) -> AuditReport:
+def _carry_out(
+    found: Dossier, store: Store, outputs: Outputs, *, tracking_uri: str | None, experiment: str, accept_repaired: bool = False, parent: str | None = None
+) -> AuditReport:
     """Examine, write, record, announce."""
     line = Line(found, store, limits(found.spec, found.device))
     with suppress(StageFailed):  # it is in the dossier, and the verdict says so
         examine(found, line)
-    report, request = write(found, line, outputs, tracking_uri=tracking_uri, experiment=experiment)
-    report = send(found, outputs, report, request | {"parent": parent}, line.limits)
-    announce(report, outputs)
+    report, request = write(found, line, outputs, accept_repaired=accept_repaired, tracking_uri=tracking_uri, experiment=experiment)
+    report, link = send(found, outputs, report, request | {"parent": parent}, line.limits)
+    announce(report, link)
     return report
 
 
@@ -302,7 +319,7 @@ def _settings(spec: str | None, **purify: str | None) -> AuditSpec:
     return settings.model_copy(update={"purify": settings.purify.model_copy(update=given)})
 
 
-def write(found: Dossier, line: Line, outputs: Outputs, *, tracking_uri: str | None, experiment: str) -> tuple[AuditReport, Json]:
+def write(found: Dossier, line: Line, outputs: Outputs, *, accept_repaired: bool, tracking_uri: str | None, experiment: str) -> tuple[AuditReport, Json]:
     """Write the output folder, the report in it; return the report, and what the tracking server is to be told."""
     from pipeline.tracking import absolute_tracking_uri
 
@@ -319,11 +336,13 @@ def write(found: Dossier, line: Line, outputs: Outputs, *, tracking_uri: str | N
         _keep_trigger(one, f"recovered/{place}", outputs, store)
     if model is not None:
         outputs.write("input_example.npy", _example(found, store))
-    found.files = Files(purified=model, html="report.html")
+    found.files = Files(purified=model, html="report.html", sarif=SARIF, junit=JUNIT)
     report = found.report()
     outputs.write("report.html", render_html(report, plots=plots).encode())
+    outputs.write(SARIF, render_sarif(report))
+    outputs.write(JUNIT, render_junit(report, accept_repaired=accept_repaired))  # not recorded: it follows from an option too, and a run is one an audit key
     outputs.write("report.json", render_json(report))
-    names = ["report.json", "report.html", *(f"plots/{name}.png" for name in plots), *(["masks.npz"] if found.purified else [])]
+    names = ["report.json", "report.html", SARIF, *(f"plots/{name}.png" for name in plots), *(["masks.npz"] if found.purified else [])]
     uri = absolute_tracking_uri(tracking_uri, Path.cwd())
     artifacts = {name: name for name in names}
     return report, found.record(report, tracking_uri=uri, experiment=experiment, artifacts=artifacts, model=model, description=markdown(report))
@@ -385,8 +404,12 @@ def _example(found: Dossier, store: Store) -> bytes:
     return file.getvalue()
 
 
-def send(found: Dossier, outputs: Outputs, report: AuditReport, request: Json, limits: Limits) -> AuditReport:
-    """Record the audit; when the tracking server does not take it, the request stays in the output folder to be sent later."""
+def send(found: Dossier, outputs: Outputs, report: AuditReport, request: Json, limits: Limits) -> tuple[AuditReport, str]:
+    """Record the audit; when the tracking server does not take it, the request stays in the output folder to be sent later.
+
+    Returns the report, and where a person finds it: the run in MLflow's UI, else the page.
+    """
+    link = (outputs.folder / "report.html").as_uri()
     started = time.monotonic()
     watcher().started("record")
     try:
@@ -398,14 +421,15 @@ def send(found: Dossier, outputs: Outputs, report: AuditReport, request: Json, l
         watcher().ended("record", "failed", time.monotonic() - started)
     else:
         found.mlflow = MlflowRecord(run_id=answer["run_id"], tracking_uri=answer["tracking_uri"])
+        link = answer["ui"] or link
         found.note("record", "reused" if answer["reused"] else "ran", time.monotonic() - started)
         watcher().ended("record", "reused" if answer["reused"] else "ran", time.monotonic() - started)
     report = report.model_copy(update={"mlflow": found.mlflow, "stages": found.stages, "reasons": found.report().reasons})
     outputs.write("report.json", render_json(report))
-    return report
+    return report, link
 
 
-def announce(report: AuditReport, outputs: Outputs) -> None:
+def announce(report: AuditReport, link: str) -> None:
     """The result as Prefect artifacts: a table, and a link to the page."""
     key = f"audit-{report.model.sha256[:12]}"
     rows = [
@@ -417,4 +441,4 @@ def announce(report: AuditReport, outputs: Outputs) -> None:
         for row in summary_rows(report)
     ]
     create_table_artifact(key=key, table=rows, description=markdown(report))
-    create_link_artifact(key=f"{key}-report", link=(outputs.folder / "report.html").as_uri(), link_text="report.html", description=str(report.verdict))
+    create_link_artifact(key=f"{key}-report", link=link, link_text="the report", description=str(report.verdict))

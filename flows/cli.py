@@ -24,6 +24,7 @@ from flows.zoo import zoo
 from pipeline.artifact import Store
 from pipeline.errors import AuditError, BadInput, Defect
 from pipeline.provenance import version
+from pipeline.verdict import Verdict
 
 EXITS = """
 Exit codes: 0 ACCEPT · 1 REJECT, or REPAIRED without --accept-repaired · 2 the audit could not run (bad arguments, unreadable
@@ -125,9 +126,9 @@ def run(
 
     if method is not None and method not in METHODS:
         _fail(BadInput(f"there is no method {method!r}; there are: {', '.join(METHODS)}"))
-    options = {"data": data, "method": method, "preset": preset, "purify": purify}
+    options = {"data": data, "method": method, "preset": preset, "purify": purify, "accept_repaired": accept_repaired}
     report = _audit(model, quiet=quiet, as_json=as_json, spec=spec, out=out, device=device, seed=seed, tracking_uri=tracking_uri, **options)
-    raise typer.Exit(code_of(report["verdict"], accept_repaired=accept_repaired))
+    raise typer.Exit(Verdict(report["verdict"]).exit_code(accept_repaired=accept_repaired))
 
 
 @app.command(
@@ -307,7 +308,7 @@ def record(
 
 def code_of(verdict: str, *, accept_repaired: bool) -> int:
     """The exit code of a verdict, or of what came in its place."""
-    return {"ACCEPT": 0, "REPAIRED": 0 if accept_repaired else 1, "REJECT": 1, "REFUSED": 2}.get(verdict, 3)
+    return Verdict(verdict).exit_code(accept_repaired=accept_repaired) if verdict in tuple(Verdict) else 2 if verdict == "REFUSED" else 3
 
 
 def _audit(model: Path, *, quiet: bool, as_json: bool, **options: Any) -> dict[str, Any]:

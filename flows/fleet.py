@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow, get_client, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -20,7 +20,6 @@ from prefect.exceptions import MissingResult
 from prefect.futures import as_completed
 from prefect.states import Cancelling
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field
 
 from flows.audit import EXPERIMENT, Device, Json, audit_job
 from flows.progress import Silent, watched_by, watcher
@@ -55,14 +54,12 @@ class Options(Value):
 
 @flow(name="fleet", flow_run_name="fleet {fleet}", persist_result=True, result_serializer="json")
 def fleet(
-    fleet: Annotated[str, Field(title="fleet.yaml", description="Path of the file that lists the models, as the worker sees it.")],
+    fleet: str,
     *,
-    deployment: Annotated[
-        str | None, Field(description="Deployment that audits one model each, such as audit-job/audit-job; without it, all is done here.")
-    ] = None,
-    workers: Annotated[int, Field(ge=1, description="Without a deployment: how many audits run at once.")] = 1,
-    again: Annotated[bool, Field(description="Also what has not changed since the last time.")] = False,
-    out: Annotated[str | None, Field(description="Without a deployment: folder for the reports.")] = None,
+    deployment: str | None = None,
+    workers: int = 1,
+    again: bool = False,
+    out: str | None = None,
     device: Device = "auto",
     seed: int = 0,
     tracking_uri: str | None = None,
@@ -71,6 +68,17 @@ def fleet(
     """Audit a fleet, and return what was found: `fleet`, `run_id`, and for each of `models` its verdict, and the one before.
 
     A model that cannot be read or audited stops no other.  Raises BadInput when fleet.yaml is wrong, RecordFailed when MLflow does not answer.
+
+    Args:
+        fleet: Path of the fleet.yaml, as the worker sees it.
+        deployment: Deployment whose workers audit one model each, such as audit-job/audit-job; without it, all is done here.
+        workers: How many audits run at once, where all is done here.
+        again: Also what has not changed since the last time.
+        out: Folder for the reports, where all is done here; without it MLflow alone has them.
+        device: Where to search, repair and measure.
+        seed: Of the split of the images, the search and the repair.
+        tracking_uri: Of MLflow; default $MLFLOW_TRACKING_URI, else mlflow.db in the working folder.
+        experiment: In MLflow.
     """
     plan, store = read_fleet(Path(fleet)), Store()
     uri = absolute_tracking_uri(tracking_uri, Path.cwd())

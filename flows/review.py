@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from pydantic import Field
 
 from flows.audit import EXPERIMENT, audit
 from flows.progress import watcher
@@ -58,9 +57,21 @@ def review(
 ) -> Json:
     """Review a version, and return what was found and what was written: `name`, `version`, `verdict`, `reused`, `repaired`, `aliases`, `report`.
 
-    model: NAME/VERSION or NAME@ALIAS.  data, spec: as for an audit.  catalogue: a YAML file that says which spec belongs to which names.  approve: the
-    alias that is moved to the version that may be used: this one when it is ACCEPTed, the repaired one when `accept_repaired` says so.  again: also when
-    this very review was made before.  Nothing is taken from what the registry says of the version.  Raises BadInput, RecordFailed.
+    Nothing is taken from what the registry says of the version.  Raises BadInput, RecordFailed.
+
+    Args:
+        model: NAME/VERSION or NAME@ALIAS.
+        data: Clean images, as for an audit.
+        spec: Path of an audit.yaml, as the worker sees it.
+        catalogue: YAML file of lines `PATTERN: audit.yaml`, which says which spec belongs to which names.
+        out: Folder for what is written; default audits/NAME-vVERSION in the working folder.
+        approve: Alias that is moved to the version that may be used: this one when it is ACCEPTed, the repaired one when `accept_repaired` says so.
+        accept_repaired: A repaired version may be used.
+        again: Also when this very review was made before.
+        device: Where to search, repair and measure.
+        seed: Of the split of the images, the search and the repair.
+        tracking_uri: Of MLflow; default $MLFLOW_TRACKING_URI, else mlflow.db in the working folder.
+        experiment: In MLflow; vendors must not be able to write there.
     """
     uri = absolute_tracking_uri(tracking_uri, Path.cwd())
     named, store = Named.of(model), Store()
@@ -86,6 +97,7 @@ def review(
             data=data,
             spec=spec,
             out=str(outputs.folder),
+            accept_repaired=accept_repaired,
             device=device,
             seed=seed,
             tracking_uri=uri,
@@ -145,10 +157,10 @@ def _said(report: AuditReport, ours: dict[str, str], *, approve: str | None, acc
 
 @flow(name="poll", flow_run_name="poll {pattern}", persist_result=True, result_serializer="json")
 def poll(
-    pattern: Annotated[str, Field(description="Of registered models' names, with `*`.")] = "*",
+    pattern: str = "*",
     *,
-    catalogue: Annotated[str | None, Field(description="YAML file of lines `PATTERN: audit.yaml`, as the worker sees it.")] = None,
-    which: Annotated[str, Field(description="`latest`, `all`, or `@ALIAS`.")] = "latest",
+    catalogue: str | None = None,
+    which: str = "latest",
     approve: str | None = None,
     accept_repaired: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -159,6 +171,17 @@ def poll(
     """Review every version in the registry that was not reviewed as it is asked for now; return verdict by NAME/VERSION.
 
     One that cannot be reviewed stops no other: REFUSED or FAILED stands in its place.
+
+    Args:
+        pattern: Of registered models' names, with `*`.
+        catalogue: YAML file of lines `PATTERN: audit.yaml`, as the worker sees it; without it, every model is audited by the defaults.
+        which: `latest`, `all`, or `@ALIAS`.
+        approve: As for a review.
+        accept_repaired: As for a review.
+        device: As for a review.
+        seed: As for a review.
+        tracking_uri: As for a review.
+        experiment: As for a review.
     """
     uri, verdicts = absolute_tracking_uri(tracking_uri, Path.cwd()), {}
     listed = run("list-versions", {"request": {"tracking_uri": uri, "pattern": pattern, "which": which}}, store=Store(), limits=Limits())

@@ -81,10 +81,10 @@ def _graph(findings: list[Finding], policy: Policy, today: date) -> tuple[list[R
         waivers = [waiver for waiver in policy.waivers if waiver.rule == finding.rule and waiver.where in (None, finding.where)]
         if holding := next((waiver for waiver in waivers if today <= waiver.expires), None):
             text = f"{text} [{finding.rule}]: waived by {holding.owner} until {holding.expires.isoformat()}: {holding.why}"
-            waived.append(Reason(code="finding.waived", text=text))
+            waived.append(Reason(code="finding.waived", text=text, about=finding.rule))
         else:
             over = f" A waiver of {waivers[0].owner} expired on {waivers[0].expires.isoformat()}." if waivers else ""
-            rejecting.append(Reason(code=finding.rule, text=text + over))
+            rejecting.append(Reason(code=finding.rule, text=text + over, about=finding.where))
     return rejecting, waived
 
 
@@ -92,7 +92,7 @@ def _suspicion(evidence: Evidence) -> Iterator[Reason]:
     for one in evidence.suspected:
         how = f"{one.size:.3g} {one.unit} ({100 * one.share:.2g} % of the picture), where {one.outlier * one.size:.3g} is usual in this model"
         text = f"The search suspects a backdoor: {one.text}, of {how}; P(backdoored) {one.score:.2f} by the reference models."
-        yield Reason(code="detect.suspected", text=text)
+        yield Reason(code="detect.suspected", text=text, about=one.text)
 
 
 def _weights(measured: Measurement | None, before: Measurement | None, policy: Policy, which: str) -> Iterator[Reason]:
@@ -103,7 +103,7 @@ def _weights(measured: Measurement | None, before: Measurement | None, policy: P
         if attack.asr.rate > policy.max_asr:
             rate = f"{100 * attack.asr.rate:.1f} % of images to its target in the {which} file"
             text = f"Trigger {attack.name!r} sends {rate}; {100 * policy.max_asr:g} % is allowed."
-            yield Reason(code=f"{which}.asr", text=text)
+            yield Reason(code=f"{which}.asr", text=text, about=attack.name)
     if measured.clean.rate < policy.min_accuracy:
         text = f"The {which} file is right on {100 * measured.clean.rate:.1f} % of clean images; {100 * policy.min_accuracy:g} % is asked for."
         yield Reason(code=f"{which}.accuracy", text=text)
@@ -117,15 +117,15 @@ def _weights(measured: Measurement | None, before: Measurement | None, policy: P
         drop, label = max(drops, default=(0.0, 0))
         if drop > policy.max_class_drop + ROUNDING:
             text = f"The repair costs {100 * drop:.1f} points of accuracy on class {label}; {100 * policy.max_class_drop:g} are allowed on any."
-            yield Reason(code=f"{which}.class-drop", text=text)
+            yield Reason(code=f"{which}.class-drop", text=text, about=f"class {label}")
 
 
 def _broken(evidence: Evidence, policy: Policy) -> Iterator[Reason]:
     for stage, text in evidence.failures.items():
-        yield Reason(code=f"{stage.replace(' ', '-')}.failed", text=f"{text[0].upper()}{text[1:]}.")
+        yield Reason(code=f"{stage.replace(' ', '-')}.failed", text=f"{text[0].upper()}{text[1:]}.", about=stage)
     for check in evidence.checks:
         if check.outcome == Outcome.ERRORED:
-            yield Reason(code=f"{check.name}.errored", text=f"The check {check.name} could not be made: {check.note}.")
+            yield Reason(code=f"{check.name}.errored", text=f"The check {check.name} could not be made: {check.note}.", about=check.name)
     if evidence.parity is not None and not evidence.parity.holds:
         text = f"onnxruntime and the torch twin differ by {evidence.parity.max_relative_difference:.2g} (1e-3 is allowed)"
         if (first := evidence.parity.first_divergence) is not None:
@@ -141,16 +141,18 @@ def _broken(evidence: Evidence, policy: Policy) -> Iterator[Reason]:
     for attack in measured.attacks:
         if attack.asr.total < policy.min_images:
             text = f"Trigger {attack.name!r} was tried on {attack.asr.total} images; the policy asks for {policy.min_images}."
-            yield Reason(code="images.too-few", text=text)
+            yield Reason(code="images.too-few", text=text, about=attack.name)
     for hypothesis in evidence.suspected:
         if hypothesis.trigger is None:
             yield Reason(
                 code="detect.not-measured",
                 text=f"What the search suspects ({hypothesis.text}) cannot be measured: nothing would show a repair.",
+                about=hypothesis.text,
             )
     for attack in measured.attacks:
         if not attack.changed.hits:
-            yield Reason(code="trigger.no-effect", text=f"Trigger {attack.name!r} changes no pixel of any image: that it does nothing says nothing.")
+            text = f"Trigger {attack.name!r} changes no pixel of any image: that it does nothing says nothing."
+            yield Reason(code="trigger.no-effect", text=text, about=attack.name)
     for name, one in (("submitted", measured), ("purified", evidence.purified)):
         if one is not None:
             yield from _unsound(name, one)
@@ -188,4 +190,4 @@ def _unseen(evidence: Evidence) -> Iterator[Reason]:
         yield Reason(code="detect.absent", text=text)
     for check in evidence.checks:
         if check.outcome == Outcome.SKIPPED:
-            yield Reason(code=f"{check.name}.skipped", text=f"The check {check.name} was not made: {check.note}.")
+            yield Reason(code=f"{check.name}.skipped", text=f"The check {check.name} was not made: {check.note}.", about=check.name)

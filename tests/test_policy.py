@@ -245,3 +245,34 @@ def test_a_waiver_is_of_a_finding_and_of_nothing_else() -> None:
     policy = POLICY.model_copy(update={"waivers": waivers})
     assert decide(Evidence(submitted=BACKDOORED, parity=GOOD_PARITY), policy)[0] == Verdict.REJECT
     assert decide(Evidence(submitted=CLEAN, parity=GOOD_PARITY, calibrated=ALL), policy)[0] == Verdict.INCONCLUSIVE
+
+
+def test_a_reason_says_what_it_is_about_and_no_figure() -> None:
+    waiver = Waiver(rule="graph.gate", owner="ann", expires=date(2030, 1, 1), why="known", where="n4")
+    policy = POLICY.model_copy(update={"waivers": [waiver]})
+    evidence = Evidence(
+        findings=[HIGH, HIGH.model_copy(update={"where": "n4"})],
+        checks=[ERRORED],
+        failures={"write-back": "the stage ran out of time"},
+        submitted=BACKDOORED,
+        suspected=[suspicion(None)],
+        purified=STILL_BAD,
+        calibrated=ALL,
+        today=date(2026, 1, 1),
+    )
+    _, reasons = decide(evidence, policy)
+    about = {reason.code: reason.about for reason in reasons}
+    assert about["graph.gate"] == "n3"
+    assert about["finding.waived"] == "graph.gate"
+    assert about["file.x.errored"] == "file.x"
+    assert about["write-back.failed"] == "write-back"
+    assert about["submitted.asr"] == about["purified.asr"] == "t"
+    assert about["detect.suspected"] == about["detect.not-measured"] == "patch to class 2"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "accept_repaired", "code"),
+    [("ACCEPT", False, 0), ("REPAIRED", False, 1), ("REPAIRED", True, 0), ("REJECT", True, 1), ("INCONCLUSIVE", True, 3)],
+)
+def test_exit_codes(verdict: str, accept_repaired: bool, code: int) -> None:
+    assert Verdict(verdict).exit_code(accept_repaired=accept_repaired) == code

@@ -158,7 +158,7 @@ def markdown(report: AuditReport) -> str:
     if rows := summary_rows(report):
         lines += ["| rate | target | submitted | repaired |", "|---|---|---|---|"]
         lines += [
-            f"| {escaped(row.name)}, {row.metric} | {_target_cell(row, report.labels)} | {_rate_cell(row.before)} | {_rate_cell(row.after)} |" for row in rows
+            f"| {escaped(row.name)}, {row.metric} | {_target_cell(row, report.labels)} | {rate_text(row.before)} | {rate_text(row.after)} |" for row in rows
         ]
         lines += ["", "Rates with hits / total and 95 % Wilson intervals."]
     else:
@@ -170,7 +170,8 @@ def _target_cell(row: Row, labels: list[str] | None) -> str:
     return "" if row.kind == "clean" else escaped(target_text(row.target, labels, row.source))
 
 
-def _rate_cell(rate: Rate | None) -> str:
+def rate_text(rate: Rate | None) -> str:
+    """A rate as text, with hits, total and interval; a dash where there is none."""
     return f"{percent(rate.rate)} ({rate.hits:,} / {rate.total:,}; {interval(rate)})" if rate else "\N{EN DASH}"
 
 

@@ -10,6 +10,7 @@ import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import graph_backdoors
 import jsonschema
@@ -99,13 +100,19 @@ def test_a_backdoored_model_is_repaired(here: Place, tiny_backdoored: tiny.Backd
     readers = {name: node.op_type for node in onnx.load(purified).graph.node for name in node.input}
     assert {readers[name] for name in changed} <= {"Conv", "Gemm", "MatMul"}
     assert "<script" not in (out / "report.html").read_text()
+    (run,) = json.loads((out / report["files"]["sarif"]).read_text())["runs"]
+    assert {"verdict.repaired", "submitted.asr", "detect.suspected"} <= {result["ruleId"] for result in run["results"]}
+    assert int(ElementTree.parse(out / report["files"]["junit"]).getroot().attrib["failures"]) > 0
     assert {path.name for path in (out / "plots").iterdir()} == {"before_after.png", "history.png", "perturbation.png", "recovered.png", "suspects.png"}
 
 
 def test_the_second_run_reuses_and_records_once(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
     first = here.command("run", tiny_backdoored.model, "--spec", spec, "--out", "one")
-    second = here.command("run", tiny_backdoored.model, "--spec", spec, "--out", "two")
-    assert (first.returncode, second.returncode) == (1, 1), first.stderr + second.stderr
+    second = here.command("run", tiny_backdoored.model, "--spec", spec, "--out", "two", "--accept-repaired")
+    assert (first.returncode, second.returncode) == (1, 0), first.stderr + second.stderr
+    gates = [ElementTree.parse(here.folder / out / "junit.xml").getroot().attrib for out in ("one", "two")]
+    assert [int(gate["failures"]) + int(gate["errors"]) > 0 for gate in gates] == [True, False]
+    assert (here.folder / "one" / "report.sarif").read_bytes() == (here.folder / "two" / "report.sarif").read_bytes()
     assert "reused from an earlier audit" in second.stdout
     one, two = report_of(here.folder / "one"), report_of(here.folder / "two")
     again = outcomes(two)
@@ -126,7 +133,7 @@ def test_the_second_run_reuses_and_records_once(here: Place, tiny_backdoored: ti
     assert run.data.tags["audit.verdict"] == "REPAIRED"
     assert run.data.metrics["acc_before"] == pytest.approx(one["submitted"]["clean"]["rate"])
     assert len(client.get_metric_history(run.info.run_id, "loss_clean")) > 10
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"report.json", "report.html", "plots", "masks.npz"}
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"report.json", "report.html", "report.sarif", "plots", "masks.npz"}
 
 
 def test_without_a_server_and_with_json(tmp_path: Path, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
