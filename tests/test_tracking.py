@@ -175,7 +175,7 @@ def test_a_run_that_was_left_is_carried_on(uri: str, files: Path, monkeypatch: p
         with pytest.raises(KeyboardInterrupt):
             record(asked(uri, files, audit_key=key))
     client = MlflowClient(uri)
-    experiment = tracking._experiment(client, "onnx-audit")
+    experiment = tracking.experiment_of(client, "onnx-audit")
     [left] = client.search_runs([experiment], f"tags.`audit.key` = '{key}'")
     assert left.info.status == "RUNNING"
 
@@ -201,7 +201,7 @@ def test_a_run_that_failed_half_way_is_carried_on(local: str, files: Path, tmp_p
 
 def test_of_two_at_once_the_first_is_kept(local: str, files: Path) -> None:
     client, request = MlflowClient(local), asked(local, files, audit_key="a3" * 32)
-    experiment = tracking._experiment(client, request.experiment)
+    experiment = tracking.experiment_of(client, request.experiment)
     first = tracking._create(client, experiment, request)
     second = tracking._create(client, experiment, request)  # it had looked before the first was there
     assert second.info.run_id == first.info.run_id
