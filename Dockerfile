@@ -14,7 +14,11 @@ RUN if ! python3 -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3
 # In a stage of its own, so that the 7 GB of dependencies are installed again only when they change, not with every edit of pyproject.toml.
 FROM python AS requirements
 COPY pyproject.toml /
-RUN python3 -c 'import tomllib; p = tomllib.load(open("/pyproject.toml", "rb")); print(*p["build-system"]["requires"], *p["project"]["dependencies"], sep="\n")' \
+# Extras of pyproject.toml, for example "servers": what an audit alone needs none of.
+ARG EXTRAS=
+RUN python3 -c 'import os, tomllib; p = tomllib.load(open("/pyproject.toml", "rb")); extras = p["project"]["optional-dependencies"]; \
+        more = [line for name in os.environ["EXTRAS"].split() for line in extras[name]]; \
+        print(*p["build-system"]["requires"], *p["project"]["dependencies"], *more, sep="\n")' \
     > /requirements.txt
 
 FROM python
