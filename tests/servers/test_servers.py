@@ -211,11 +211,12 @@ def test_mlflow_keeps_artifacts_in_the_store_and_tells_of_a_version(servers: dic
 def test_what_died_is_started_again(servers: dict[str, str], servers_folder: Path) -> None:
     first = {path.stem: int(path.read_text().split()[0]) for path in (servers_folder / "run").glob("*.pid")}
     os.kill(first["mlflow"], signal.SIGKILL)  # its worker lives on, and has the port
+    os.kill(first["postgres"], signal.SIGKILL)  # its lock stays
     assert servers_script("status", servers_folder).returncode == 1
     again = servers_script("up", servers_folder)
-    assert again.returncode == 0 and "started mlflow in" in again.stdout, again.stdout + again.stderr
+    assert again.returncode == 0 and "started postgres, mlflow in" in again.stdout, again.stdout + again.stderr
     later = {path.stem: int(path.read_text().split()[0]) for path in (servers_folder / "run").glob("*.pid")}
-    assert {name for name in first if first[name] != later[name]} == {"mlflow"}
+    assert {name for name in first if first[name] != later[name]} == {"postgres", "mlflow"}
 
 
 def test_a_process_that_took_the_number_is_left_alone(tmp_path: Path) -> None:
