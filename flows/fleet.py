@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -165,7 +166,7 @@ def _taken_in(member: Member, *, registered: bool, uri: str, spec: AuditSpec, st
             )
             for name, digest in fetched.files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).symlink_to(store.path(digest))
+                shutil.copyfile(store.path(digest), folder / name)
             source = folder / fetched.main
         elif "://" in member.where:
             source = bring(member.where, folder)
