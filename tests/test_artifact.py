@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifact import PREFIX, ModelArtifact, Store, atomic_write, digests, sha256
-from pipeline.errors import Defect
+from pipeline.artifact import PREFIX, ModelArtifact, Shared, Store, atomic_write, digests, sha256
+from pipeline.errors import BadInput, Defect, StageFailed
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 
@@ -150,3 +150,56 @@ def test_digests() -> None:
 @pytest.mark.parametrize("name", [PREFIX + "../../../etc/passwd", PREFIX + "1" * 63, PREFIX + "1" * 64 + "\n", "x" + PREFIX + "1" * 64, PREFIX + "G" * 64])
 def test_a_name_in_a_file_is_no_digest(name: str) -> None:
     assert list(digests([name])) == []
+
+
+@pytest.fixture
+def shared(folder: Path) -> Shared:
+    """A folder that two machines have in common."""
+    return Shared(str(folder / "shared"))
+
+
+def test_what_one_machine_keeps_another_has(folder: Path, shared: Shared) -> None:
+    (folder / "a").write_bytes(b"weights")
+    here, there = Store(folder / "here", shared=shared), Store(folder / "there", shared=shared)
+    digest = here.put(folder / "a")
+    assert there.holds({"model": [digest]}) and not (there.folder / "objects").exists(), "asking fetches nothing"
+    assert there.path(digest).read_bytes() == b"weights"
+    (folder / "shared" / digest.removeprefix(PREFIX)).unlink()
+    assert there.path(digest).read_bytes() == b"weights", "what was fetched is its own"
+    assert not Store(folder / "third", shared=shared).holds(digest)
+    with pytest.raises(Defect, match="has lost"):
+        Store(folder / "third", shared=shared).path(digest)
+
+
+def test_what_comes_from_another_is_hashed(folder: Path, shared: Shared) -> None:
+    (folder / "a").write_bytes(b"weights")
+    digest = Store(folder / "here", shared=shared).put(folder / "a")
+    (folder / "shared" / digest.removeprefix(PREFIX)).write_bytes(b"wEights")
+    there = Store(folder / "there", shared=shared)
+    with pytest.raises(StageFailed, match="altered"):
+        there.path(digest)
+    assert list((there.folder / "objects").iterdir()) == [], "nothing of it stays"
+
+
+def test_half_an_object_is_sent_again(folder: Path, shared: Shared) -> None:
+    (folder / "a").write_bytes(b"weights")
+    digest = Store(folder / "here", shared=shared).put(folder / "a")
+    (folder / "shared" / digest.removeprefix(PREFIX)).write_bytes(b"wei")  # of a machine that lost power
+    Store(folder / "there", shared=shared).put(folder / "a")
+    assert Store(folder / "third", shared=shared).path(digest).read_bytes() == b"weights"
+
+
+def test_an_address_that_nothing_opens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNX_AUDIT_STORE", "nowhere://bucket")
+    with pytest.raises(BadInput, match=r"nowhere://bucket cannot be opened .*onnx-audit\[s3\]"):
+        Store()
+
+
+def test_a_store_that_does_not_answer_is_a_stage_that_failed(folder: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(*_: object, **__: object) -> None:
+        raise TimeoutError("no route")
+
+    (folder / "a").write_bytes(b"weights")
+    monkeypatch.setattr(shared.files, "info", down)
+    with pytest.raises(StageFailed, match="did not take .* no route"):
+        Store(folder / "here", shared=shared).put(folder / "a")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -64,14 +65,23 @@ def here(tmp_path: Path, prefect_url: str) -> Place:
 @pytest.fixture(scope="session")
 def spec(tiny_backdoored: tiny.Backdoored) -> Path:
     """An audit.yaml that names the tiny model's trigger and images."""
-    path = tiny_backdoored.model.parent / "audit.yaml"
-    trigger = tiny_backdoored.trigger.model_dump(mode="json", exclude_none=True)
+    return written(tiny_backdoored, "audit.yaml", {})
+
+
+@pytest.fixture(scope="session")
+def told(tiny_backdoored: tiny.Backdoored) -> Path:
+    """The same without the search for other triggers, which costs more than all the rest."""
+    return written(tiny_backdoored, "told.yaml", {"detect": {"when": "never"}})
+
+
+def written(model: tiny.Backdoored, name: str, more: dict[str, Any]) -> Path:
+    path = model.model.parent / name
     content = {
-        "input": tiny_backdoored.reading.model_dump(mode="json"),
-        "data": {"images": tiny_backdoored.images.name},
-        "triggers": [trigger],
+        "input": model.reading.model_dump(mode="json"),
+        "data": {"images": model.images.name},
+        "triggers": [model.trigger.model_dump(mode="json", exclude_none=True)],
         "purify": {"images": 80},
         "policy": {"max_accuracy_drop": 0.1},
     }
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content | more))
     return path

@@ -136,9 +136,9 @@ def test_the_second_run_reuses_and_records_once(here: Place, tiny_backdoored: ti
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"report.json", "report.html", "report.sarif", "plots", "masks.npz"}
 
 
-def test_without_a_server_and_with_json(tmp_path: Path, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+def test_without_a_server_and_with_json(tmp_path: Path, tiny_backdoored: tiny.Backdoored, told: Path) -> None:
     alone = place(tmp_path, tmp_path / "home")
-    done = alone.command("run", tiny_backdoored.model, "--spec", spec, "--purify", "never", "--json", "--quiet")
+    done = alone.command("run", tiny_backdoored.model, "--spec", told, "--purify", "never", "--json", "--quiet")
     assert done.returncode == 1, done.stderr
     assert done.stderr == ""
     report = json.loads(done.stdout)
@@ -147,10 +147,10 @@ def test_without_a_server_and_with_json(tmp_path: Path, tiny_backdoored: tiny.Ba
     assert gone(str(tmp_path / "home"), seconds=5), "the temporary server must go with the command"
 
 
-def test_the_prefect_artifact_is_there(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path, prefect_url: str) -> None:
+def test_the_prefect_artifact_is_there(here: Place, tiny_backdoored: tiny.Backdoored, told: Path, prefect_url: str) -> None:
     import httpx
 
-    assert here.command("run", tiny_backdoored.model, "--spec", spec, "--purify", "never").returncode == 1
+    assert here.command("run", tiny_backdoored.model, "--spec", told, "--purify", "never").returncode == 1
     key = f"audit-{report_of(next((here.folder / 'audits').iterdir()))['model']['sha256'][:12]}"
     latest = httpx.get(f"{prefect_url}/artifacts/{key}/latest").json()
     assert latest["type"] == "table"
@@ -195,7 +195,7 @@ def test_without_a_search_nothing_is_accepted(here: Place, tiny_clean: tiny.Back
     assert any("No search for unknown triggers" in reason["text"] for reason in report["reasons"])
 
 
-def test_the_output_with_the_scores_is_found_and_repaired(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+def test_the_output_with_the_scores_is_found_and_repaired(here: Place, tiny_backdoored: tiny.Backdoored, told: Path) -> None:
     """The first output is the logits turned round; the second, found on calibration images, is measured, repaired and written back."""
     model = onnx.load(tiny_backdoored.model)
     model.graph.node.append(onnx.helper.make_node("Neg", ["logits"], ["turned"]))
@@ -205,7 +205,7 @@ def test_the_output_with_the_scores_is_found_and_repaired(here: Place, tiny_back
     del model.graph.output[:]
     model.graph.output.extend(outputs)
     onnx.save(model, here.folder / "two.onnx")
-    done = here.command("run", "two.onnx", "--spec", spec, "--out", "out")
+    done = here.command("run", "two.onnx", "--spec", told, "--out", "out")
     assert done.returncode == 1, done.stderr
     report = report_of(here.folder / "out")
     output = report["reading"]["output"]
@@ -215,8 +215,8 @@ def test_the_output_with_the_scores_is_found_and_repaired(here: Place, tiny_back
     assert report["submitted"]["clean"]["rate"] > 0.9
 
 
-def test_a_killed_purifier_is_tried_again(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
-    process = here.start("run", tiny_backdoored.model, "--spec", spec, "--out", "out")
+def test_a_killed_purifier_is_tried_again(here: Place, tiny_backdoored: tiny.Backdoored, told: Path) -> None:
+    process = here.start("run", tiny_backdoored.model, "--spec", told, "--out", "out")
     marker = here.env["ONNX_AUDIT_HOME"]
     os.kill(wait_for_purify(marker, process), signal.SIGKILL)
     _, errors = process.communicate(timeout=180)
@@ -224,8 +224,8 @@ def test_a_killed_purifier_is_tried_again(here: Place, tiny_backdoored: tiny.Bac
     assert report_of(here.folder / "out")["verdict"] == "REPAIRED"
 
 
-def test_a_purifier_killed_twice_is_inconclusive(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
-    process = here.start("run", tiny_backdoored.model, "--spec", spec, "--out", "out")
+def test_a_purifier_killed_twice_is_inconclusive(here: Place, tiny_backdoored: tiny.Backdoored, told: Path) -> None:
+    process = here.start("run", tiny_backdoored.model, "--spec", told, "--out", "out")
     marker = here.env["ONNX_AUDIT_HOME"]
     first = wait_for_purify(marker, process)
     os.kill(first, signal.SIGKILL)
@@ -241,9 +241,9 @@ def test_a_purifier_killed_twice_is_inconclusive(here: Place, tiny_backdoored: t
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_it_all(tmp_path: Path, tiny_backdoored: tiny.Backdoored, spec: Path, how: signal.Signals) -> None:
+def test_an_interrupt_ends_it_all(tmp_path: Path, tiny_backdoored: tiny.Backdoored, told: Path, how: signal.Signals) -> None:
     alone = place(tmp_path, tmp_path / "home")
-    process = alone.start("run", tiny_backdoored.model, "--spec", spec, "--out", "out")
+    process = alone.start("run", tiny_backdoored.model, "--spec", told, "--out", "out")
     wait_for_purify(str(tmp_path / "home"), process)
     started = time.monotonic()
     os.killpg(process.pid, how)  # as a terminal does: to the whole foreground group
@@ -255,22 +255,22 @@ def test_an_interrupt_ends_it_all(tmp_path: Path, tiny_backdoored: tiny.Backdoor
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_command_leaves_no_orphan(tmp_path: Path, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+def test_a_killed_command_leaves_no_orphan(tmp_path: Path, tiny_backdoored: tiny.Backdoored, told: Path) -> None:
     alone = place(tmp_path, tmp_path / "home")
-    process = alone.start("run", tiny_backdoored.model, "--spec", spec, "--out", "out")
+    process = alone.start("run", tiny_backdoored.model, "--spec", told, "--out", "out")
     wait_for_purify(str(tmp_path / "home"), process)
     process.kill()
     process.communicate(timeout=30)
     assert gone(str(tmp_path / "home"), seconds=5)
-    again = alone.command("run", tiny_backdoored.model, "--spec", spec, "--out", "out")
+    again = alone.command("run", tiny_backdoored.model, "--spec", told, "--out", "out")
     assert again.returncode == 1, again.stderr
     assert outcomes(report_of(tmp_path / "out"))["measure"] == "reused"
     assert list((tmp_path / "home" / "scratch").iterdir()) == []
 
 
-def test_mlflow_down_loses_nothing(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+def test_mlflow_down_loses_nothing(here: Place, tiny_backdoored: tiny.Backdoored, told: Path) -> None:
     out = here.folder / "out"
-    done = here.command("run", tiny_backdoored.model, "--spec", spec, "--out", out, "--tracking-uri", "http://127.0.0.1:9")
+    done = here.command("run", tiny_backdoored.model, "--spec", told, "--out", out, "--tracking-uri", "http://127.0.0.1:9")
     assert done.returncode == 1, done.stderr
     report = report_of(out)
     assert report["verdict"] == "REPAIRED"
@@ -285,10 +285,10 @@ def test_mlflow_down_loses_nothing(here: Place, tiny_backdoored: tiny.Backdoored
     assert "nothing to send" in nothing.stderr
 
 
-def test_external_data_is_audited_and_written_beside(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+def test_external_data_is_audited_and_written_beside(here: Place, tiny_backdoored: tiny.Backdoored, told: Path) -> None:
     model = here.folder / "external.onnx"
     onnx.save_model(onnx.load(tiny_backdoored.model), model, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    done = here.command("run", model, "--spec", spec, "--out", "out")
+    done = here.command("run", model, "--spec", told, "--out", "out")
     assert done.returncode == 1, done.stderr
     report = report_of(here.folder / "out")
     assert report["verdict"] == "REPAIRED"
@@ -298,9 +298,9 @@ def test_external_data_is_audited_and_written_beside(here: Place, tiny_backdoore
     onnxruntime.InferenceSession(purified, providers=["CPUExecutionProvider"])
 
 
-def test_a_purifier_that_takes_too_long_is_inconclusive(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
-    hurried = spec.parent / "hurried.yaml"
-    hurried.write_text(spec.read_text().replace("images: 80", "images: 80\n  seconds: 0.5"))
+def test_a_purifier_that_takes_too_long_is_inconclusive(here: Place, tiny_backdoored: tiny.Backdoored, told: Path) -> None:
+    hurried = told.parent / "hurried.yaml"
+    hurried.write_text(told.read_text().replace("images: 80", "images: 80\n  seconds: 0.5"))
     done = here.command("run", tiny_backdoored.model, "--spec", hurried, "--out", "out")
     assert done.returncode == 3, done.stderr
     assert any("purify stage was stopped after 0.5 s" in reason["text"] for reason in report_of(here.folder / "out")["reasons"])
@@ -317,10 +317,10 @@ def test_nothing_to_mask_is_inconclusive_and_keeps_what_was_measured(here: Place
     assert report["submitted"] is not None
 
 
-def test_a_backdoor_in_the_graph_is_cut_out(here: Place, tiny_backdoored: tiny.Backdoored, spec: Path) -> None:
+def test_a_backdoor_in_the_graph_is_cut_out(here: Place, tiny_backdoored: tiny.Backdoored, told: Path) -> None:
     """Its weights are clean here: the trigger that the spec names is the one that the graph sees."""
     model = graph_backdoors.inject(onnx.load(tiny_backdoored.model), "comparison", "function", "blend")
-    content = yaml.safe_load(spec.read_text())
+    content = yaml.safe_load(told.read_text())
     content["data"]["images"] = str(tiny_backdoored.images)
     content["triggers"] = [{"name": "square", "kind": "patch", "size": [3, 3], "color": [255, 255, 255], "at": [0, 0], "target": graph_backdoors.TARGET}]
     (here.folder / "audit.yaml").write_text(yaml.safe_dump(content))

@@ -12,9 +12,9 @@ import tiny
 import yaml
 from conftest import Place
 
-from flows.review import spec_of
+from flows.review import _known, spec_of
 from pipeline.errors import BadInput, SpecRefused
-from pipeline.registry import MARK, Named, described
+from pipeline.registry import MARK, FetchResult, Named, described
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -41,58 +41,42 @@ def register(registry: Any, name: str, model: onnx.ModelProto, monkeypatch: pyte
     return version
 
 
-def test_versions_are_reviewed_and_told(
-    here: Place, registry: Any, tiny_backdoored: tiny.Backdoored, tiny_clean: tiny.Backdoored, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_versions_are_reviewed_and_told(here: Place, registry: Any, tiny_backdoored: tiny.Backdoored, told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a told trigger and without a search; tests/servers has the whole of it, on real servers."""
     nodes = [onnx.helper.make_node("Flatten", ["x"], ["f"]), onnx.helper.make_node("ReduceSum", ["f"], ["y"], keepdims=0)]
     strange = tiny.model(nodes, shape=("N", 3, 12, 12), outputs={"y": ()})
-    backdoored, clean, other = (
-        register(registry, "vendor-shapes", model, monkeypatch, here.folder)
-        for model in (onnx.load(tiny_backdoored.model), onnx.load(tiny_clean.model), strange)
-    )
+    backdoored, other = (register(registry, "vendor-shapes", model, monkeypatch, here.folder) for model in (onnx.load(tiny_backdoored.model), strange))
     registry.set_registered_model_alias("vendor-shapes", "candidate", backdoored)
-    spec = {
-        "input": tiny_backdoored.reading.model_dump(mode="json"),
-        "data": {"images": str(tiny_backdoored.images)},
-        "purify": {"images": 80},
-    }
-    (here.folder / "audit.yaml").write_text(yaml.safe_dump(spec))
-    (here.folder / "catalogue.yaml").write_text("'vendor-*': audit.yaml\n")
+    registry.set_registered_model_alias("vendor-shapes", "champion", backdoored)
+    (here.folder / "catalogue.yaml").write_text(yaml.safe_dump({"vendor-*": str(told)}))
 
     options = ["--catalogue", "catalogue.yaml", "--approve", "champion", "--json"]
     done = here.command("review", "vendor-shapes@candidate", *options)
     assert done.returncode == 1, done.stderr
     found = json.loads(done.stdout)
     assert (found["version"], found["verdict"], found["reused"]) == (backdoored, "REPAIRED", False)
-    version = registry.get_model_version("vendor-shapes", backdoored)
-    assert version.tags["audit.verdict"] == "REPAIRED" and "detect.suspected" in version.tags["audit.reasons"]
-    assert version.tags["audit.repaired_version"] == found["repaired"] and version.tags["audit.run_id"] == found["report"]["mlflow"]["run_id"]
-    assert version.description.startswith("What the vendor says of it.") and "REPAIRED" in version.description and "| rate |" in version.description
+    assert found["aliases"] == {"audited": found["repaired"], "champion": None}, "a repair is approved only when it may be, and what failed is so no longer"
     repaired = registry.get_model_version("vendor-shapes", found["repaired"])
     assert repaired.tags["audit.parent"] == backdoored
-    assert registry.get_model_version_by_alias("vendor-shapes", "audited").version == repaired.version
-    fetched = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/vendor-shapes/{repaired.version}", dst_path=str(here.folder / "fetched"))
-    assert Path(fetched, "model.onnx").read_bytes() != Path(tiny_backdoored.model).read_bytes()
-    assert "champion" not in found["aliases"], "a repaired version is approved only when it may be"
 
-    before = {one.version: (dict(one.tags), one.description, one.last_updated_timestamp) for one in registry.search_model_versions("name='vendor-shapes'")}
     again = here.command("review", f"vendor-shapes/{backdoored}", *options)
     assert again.returncode == 1 and json.loads(again.stdout)["reused"] is True and json.loads(again.stdout)["repaired"] == found["repaired"]
-    assert "purify" not in again.stderr
-    after = {one.version: (dict(one.tags), one.description, one.last_updated_timestamp) for one in registry.search_model_versions("name='vendor-shapes'")}
-    assert before == after, "the second review changes nothing"
-
-    accepted = here.command("review", f"vendor-shapes/{clean}", *options)
-    assert accepted.returncode == 0, accepted.stderr
-    assert json.loads(accepted.stdout)["aliases"] == {"audited": clean, "champion": clean}
-    assert str(registry.get_model_version_by_alias("vendor-shapes", "champion").version) == clean
-
     refused = here.command("review", f"vendor-shapes/{other}", *options)
-    assert refused.returncode == 2, refused.stderr
-    told = registry.get_model_version("vendor-shapes", other)
-    assert told.tags["audit.verdict"] == "REFUSED" and told.tags["audit.reasons"] in told.description
-    assert str(registry.get_model_version_by_alias("vendor-shapes", "champion").version) == clean, "an alias moves only when the verdict allows"
+    assert refused.returncode == 2 and registry.get_model_version("vendor-shapes", other).tags["audit.verdict"] == "REFUSED", refused.stderr
     assert here.command("review", "vendor-shapes/99", *options).returncode == 2
+
+
+def test_a_review_is_believed_of_our_own_runs() -> None:
+    tags = {"audit.review": "k", "audit.verdict": "ACCEPT"}
+
+    def known(tags: dict[str, str], reviewed: dict[str, str]) -> str | None:
+        return _known(FetchResult(name="n", version="1", main="model.onnx", files={}, tags=tags, reviewed=reviewed), "k")
+
+    assert known(tags, tags) == "ACCEPT"
+    assert known(tags, {}) is None, "no run of ours says so"
+    assert known(tags, tags | {"audit.verdict": "REJECT"}) is None and known(tags, tags | {"audit.review": "other"}) is None
+    assert known(tags | {"audit.review": "other"}, tags) is None, "it was asked for otherwise"
+    assert known(tags | {"audit.verdict": "REFUSED"}, {}) == "REFUSED", "there is no run of what is no model, and nothing is gained by saying so"
 
 
 @pytest.mark.parametrize(
