@@ -201,5 +201,5 @@ def test_a_store_that_does_not_answer_is_a_stage_that_failed(folder: Path, share
 
     (folder / "a").write_bytes(b"weights")
     monkeypatch.setattr(shared.files, "info", down)
-    with pytest.raises(StageFailed, match="did not take .* no route"):
+    with pytest.raises(StageFailed, match=r"did not take .* no route"):
         Store(folder / "here", shared=shared).put(folder / "a")
