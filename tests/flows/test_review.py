@@ -69,7 +69,7 @@ def test_versions_are_reviewed_and_told(
     assert version.tags["audit.repaired_version"] == found["repaired"] and version.tags["audit.run_id"] == found["report"]["mlflow"]["run_id"]
     assert version.description.startswith("What the vendor says of it.") and "REPAIRED" in version.description and "| rate |" in version.description
     repaired = registry.get_model_version("vendor-shapes", found["repaired"])
-    assert repaired.tags["audit.parent"] == backdoored
+    assert repaired.tags["audit.parent"] == backdoored and repaired.description.startswith(f"Repair of version {backdoored} ")
     assert registry.get_model_version_by_alias("vendor-shapes", "audited").version == repaired.version
     fetched = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/vendor-shapes/{repaired.version}", dst_path=str(here.folder / "fetched"))
     assert Path(fetched, "model.onnx").read_bytes() != Path(tiny_backdoored.model).read_bytes()
