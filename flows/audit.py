@@ -30,7 +30,7 @@ from pipeline.report.json import render_json
 from pipeline.report.junit import render_junit
 from pipeline.report.model import AuditReport, Files, MlflowRecord, without_credentials
 from pipeline.report.sarif import render_sarif
-from pipeline.report.summary import markdown, percent, summary_rows
+from pipeline.report.summary import markdown, rate_text, summary_rows, target_text
 from pipeline.results import (
     DetectResult,
     GatesResult,
@@ -93,13 +93,13 @@ def _a_gpu(name: str, limits: Limits) -> AbstractContextManager[None]:
     return concurrency(GPU, lease_duration=LEASE, strict=False)
 
 
-@task(name="intake", cache_policy=NO_CACHE, persist_result=False)
+@task(name="intake", task_run_name="intake", cache_policy=NO_CACHE, persist_result=False)
 def intake(source: str, limits: Limits) -> Json:
     """Take the submitted file in: never from the cache, since only a look tells whether it changed."""
     return _work("intake", {"source": source}, limits)
 
 
-@task(name="record", cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=2)
+@task(name="record", task_run_name="record", cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=2)
 def record(request: Json, limits: Limits) -> Json:
     """Tell the tracking server: never from the cache, since only the server knows what it holds."""
     return _work("record", {"request": request}, limits)
@@ -120,7 +120,7 @@ class Line:
             if name == "intake":
                 answer, reused = intake(request["source"], self.limits), False
             else:
-                answer, reused = self._kept(name, request)
+                answer, reused = self._kept(name, request, step)
         except (StageFailed, ModelRefused, SpecRefused) as error:
             if isinstance(error, BadInput) and self.dossier.submitted is None:
                 raise  # nothing is known yet: the audit could not run
@@ -135,12 +135,13 @@ class Line:
         self.dossier.note(step, "skipped", note=why)
         watcher().ended(step, "skipped", 0.0)
 
-    def _kept(self, name: str, request: Json) -> tuple[Json, bool]:
+    def _kept(self, name: str, request: Json, step: str) -> tuple[Json, bool]:
         limits = replace(self.limits, seconds=self.dossier.spec.purify.seconds) if name == "purify" else self.limits
-        state = stage(name, request, made_with(), limits, return_state=True)
+        named = stage.with_options(task_run_name=step)
+        state = named(name, request, made_with(), limits, return_state=True)
         answer = state.result()
         if not self.store.holds(answer):  # somebody emptied the store
-            return stage.with_options(refresh_cache=True)(name, request, made_with(), limits), False
+            return named.with_options(refresh_cache=True)(name, request, made_with(), limits), False
         return answer, state.name == "Cached"
 
     def _ended(self, step: str, outcome: Literal["ran", "reused", "failed"], started: float, note: str = "") -> None:
@@ -435,10 +436,11 @@ def announce(report: AuditReport, link: str) -> None:
     rows = [
         {
             "rate": f"{row.metric} {row.name}",
-            "submitted": percent(row.before.rate) if row.before else "–",
-            "repaired": percent(row.after.rate) if row.after else "–",
+            "target": "" if row.kind == "clean" else target_text(row.target, report.labels, row.source),
+            "submitted": rate_text(row.before),
+            "repaired": rate_text(row.after),
         }
         for row in summary_rows(report)
     ]
-    create_table_artifact(key=key, table=rows, description=markdown(report))
+    create_table_artifact(key=key, table=rows, description=markdown(report, table=False))
     create_link_artifact(key=f"{key}-report", link=link, link_text="the report", description=str(report.verdict))

@@ -27,13 +27,13 @@ from pipeline.tracking import absolute_tracking_uri
 Json = dict[str, Any]
 
 
-@task(name="fetch", cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=2)
+@task(name="fetch", task_run_name="fetch", cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=2)
 def fetch(request: Json) -> Json:
     """Download the version: never from the cache, since only the registry knows what an alias points at."""
     return run("fetch", {"request": request}, store=Store(), limits=Limits(), listener=watcher().moved)
 
 
-@task(name="annotate", cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=2)
+@task(name="annotate", task_run_name="annotate", cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=2)
 def annotate(request: Json) -> Json:
     """Write onto the version."""
     return run("annotate", {"request": request}, store=Store(), limits=Limits(), listener=watcher().moved)
@@ -92,7 +92,7 @@ def review(
     ours = {REVIEW: key, "audit.version": version()}
     note = {"tracking_uri": uri, "name": fetched.name, "version": fetched.version}
     try:
-        answer = audit(
+        answer = audit.with_options(flow_run_name=lambda: f"audit {fetched.name}/{fetched.version}")(  # a function, as Prefect fills braces in a text
             str(outputs.folder / "submitted" / fetched.main),
             data=data,
             spec=spec,

@@ -205,7 +205,7 @@ class Dossier:
             "audit.holdout_sha256": report.provenance.holdout_sha256 or "",
             "audit.version": report.provenance.version,
             "audit.git": report.provenance.git or "",
-            "audit.reasons": ", ".join(reason.code for reason in report.reasons),
+            "audit.reasons": ", ".join(dict.fromkeys(reason.code for reason in report.reasons)),
         }
         return {
             "tracking_uri": tracking_uri,

@@ -218,6 +218,8 @@ def annotate(request: NoteRequest) -> NoteResult:
             if repaired is None:
                 made = mlflow.register_model(f"runs:/{request.repaired}/{MODEL}", request.name, tags=_tags(request.repaired_tags | {PARENT: request.version}))
                 repaired = str(made.version)
+                said = f"Repair of version {request.version} by onnx-audit: the description of that one has the figures of both."
+                client.update_model_version(request.name, repaired, said)  # without MARK, which lists of versions would show in its place
         good = repaired or request.version
         for alias in request.aliases:
             if _holder(client, request.name, alias) != good:

@@ -98,6 +98,15 @@ def _label(text: str, length: int) -> str:
     return shown if len(shown) <= length else f"{shown[: keep - keep // 2]}…{shown[len(shown) - keep // 2 :]}"
 
 
+def _two_lines(text: str, length: int) -> str:
+    """`text` on one line or two, of `length` characters each: the first ends between words where it can, the second is cut in its middle."""
+    shown = _label(text, 4 * length)
+    if len(shown) <= length:
+        return shown
+    first = shown[: shown.rfind(" ", 1, length + 1)] if " " in shown[1 : length + 1] else shown[:length]
+    return f"{first}\n{_label(shown[len(first) :].strip(), length)}"
+
+
 def _below(figure: Figure, text: str, *, shown: int, count: int, of: str) -> None:
     """Write `text` under the figure, and how many of how many are shown when some are not."""
     cut = f"{shown:,} of {count:,} {of}" if shown < count else ""
@@ -114,7 +123,7 @@ def perturbation(values: NDArray[np.float32], *, titles: Sequence[str] = ()) -> 
         raise ValueError(f"a perturbation is (K, H, W, C) with 1 or 3 channels; it is {values.shape}")
     shown = values[: MOST["hypotheses"]]
     columns = max(3, min(5, len(shown)))
-    cell = WIDTH / columns * min(2.0, values.shape[1] / values.shape[2]) + 0.42
+    cell = WIDTH / columns * min(2.0, values.shape[1] / values.shape[2]) + 0.57
     with figure_of(height=math.ceil(len(shown) / columns) * cell + (0.3 if len(shown) < len(values) else 0)) as (figure, png):
         for index, axes in enumerate(_grid(figure, len(shown), columns)):
             finite = np.nan_to_num(shown[index].astype(np.float64), posinf=0, neginf=0)
@@ -123,7 +132,7 @@ def perturbation(values: NDArray[np.float32], *, titles: Sequence[str] = ()) -> 
             axes.imshow(picture[..., 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set(xticks=[], yticks=[], xlabel=f"±{largest:.2g}")
             axes.spines[:].set(visible=True, color=LINE)
-            axes.set_title(_label(titles[index] if index < len(titles) else f"hypothesis {index + 1}", 96 // columns), fontweight="bold")
+            axes.set_title(_two_lines(titles[index] if index < len(titles) else f"hypothesis {index + 1}", 96 // columns), fontweight="bold")
         _below(figure, "", shown=len(shown), count=len(values), of="hypotheses")
     return png.getvalue()
 

@@ -150,18 +150,19 @@ def target_text(target: Target, labels: list[str] | None, source: int | None = N
     return f"{target} ({labels[target]})" if labels and target < len(labels) else str(target)
 
 
-def markdown(report: AuditReport) -> str:
-    """The verdict, its reasons and the before/after table as GitHub-flavoured Markdown; whatever the file says stays text."""
+def markdown(report: AuditReport, *, table: bool = True) -> str:
+    """The verdict, its reasons and the before/after table as GitHub-flavoured Markdown; whatever the file says stays text.  table: with that table."""
     lines = [f"**{report.verdict}**: {SENTENCES[report.verdict]}", ""]
     if report.reasons:
         lines += [*(f"- {escaped(reason.text)}" for reason in report.reasons), ""]
-    if rows := summary_rows(report):
+    rows = summary_rows(report)
+    if rows and table:
         lines += ["| rate | target | submitted | repaired |", "|---|---|---|---|"]
         lines += [
             f"| {escaped(row.name)}, {row.metric} | {_target_cell(row, report.labels)} | {rate_text(row.before)} | {rate_text(row.after)} |" for row in rows
         ]
         lines += ["", "Rates with hits / total and 95 % Wilson intervals."]
-    else:
+    elif not rows:
         lines += [f"Nothing was measured: {escaped(why(report, 'submitted'))}."]
     return "\n".join(lines) + "\n"
 
@@ -178,4 +179,5 @@ def rate_text(rate: Rate | None) -> str:
 def escaped(text: str) -> str:
     """`text` so that Markdown, and the HTML inside it, read it as text: no links, no code, no table cells."""
     text = html.escape(printable(text), quote=False).replace("@", "&#64;").replace("$", "&#36;")  # some renderers know no backslash before these
-    return re.sub(r"([\\`*_{}\[\]()+\-.!|~:=])|(?<!&)(#)", r"\\\1\2", text)
+    text = re.sub(r":(?! )", "&#58;", text)  # nor before this one, MLflow's for one; before a blank it makes no link
+    return re.sub(r"([\\`*_{}\[\]()+\-.!|~=])|(?<!&)(#)", r"\\\1\2", text)

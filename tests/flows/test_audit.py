@@ -131,6 +131,8 @@ def test_the_second_run_reuses_and_records_once(here: Place, tiny_backdoored: ti
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.tags["audit.verdict"] == "REPAIRED"
+    codes = run.data.tags["audit.reasons"].split(", ")
+    assert len(codes) == len(set(codes)) and set(codes) == {reason["code"] for reason in one["reasons"]}
     assert run.data.metrics["acc_before"] == pytest.approx(one["submitted"]["clean"]["rate"])
     assert len(client.get_metric_history(run.info.run_id, "loss_clean")) > 10
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"report.json", "report.html", "report.sarif", "plots", "masks.npz"}
@@ -154,7 +156,9 @@ def test_the_prefect_artifact_is_there(here: Place, tiny_backdoored: tiny.Backdo
     key = f"audit-{report_of(next((here.folder / 'audits').iterdir()))['model']['sha256'][:12]}"
     latest = httpx.get(f"{prefect_url}/artifacts/{key}/latest").json()
     assert latest["type"] == "table"
-    assert "ACC clean images" in latest["data"]
+    assert "ACC clean images" in latest["data"] and "95 %" not in latest["description"], "the table is there once"
+    runs = httpx.post(f"{prefect_url}/task_runs/filter", json={"flow_runs": {"id": {"any_": [latest["flow_run_id"]]}}}).json()
+    assert {"intake", "scan", "measure", "record"} <= {one["name"] for one in runs}, "as the report calls them"
 
 
 def test_a_backdoor_that_nobody_told_of_is_found_and_repaired(here: Place, tiny_backdoored: tiny.Backdoored) -> None:

@@ -57,7 +57,7 @@ def test_versions_are_reviewed_and_told(here: Place, registry: Any, tiny_backdoo
     assert (found["version"], found["verdict"], found["reused"]) == (backdoored, "REPAIRED", False)
     assert found["aliases"] == {"audited": found["repaired"], "champion": None}, "a repair is approved only when it may be, and what failed is so no longer"
     repaired = registry.get_model_version("vendor-shapes", found["repaired"])
-    assert repaired.tags["audit.parent"] == backdoored
+    assert repaired.tags["audit.parent"] == backdoored and repaired.description.startswith(f"Repair of version {backdoored} ")
 
     again = here.command("review", f"vendor-shapes/{backdoored}", *options)
     assert again.returncode == 1 and json.loads(again.stdout)["reused"] is True and json.loads(again.stdout)["repaired"] == found["repaired"]

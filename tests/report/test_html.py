@@ -96,6 +96,13 @@ def test_every_section_is_there(page: Page) -> None:
     assert "Pictures" in page.headings
 
 
+def test_sentences_are_apart(page: Page, full: AuditReport) -> None:
+    assert full.detection is not None and full.detection.suspected
+    assert "a backdoor is suspected. At that threshold" in " ".join(page.text.split())
+    clean = full.detection.model_copy(update={"suspected": []})
+    assert "nothing is suspected. At that threshold" in " ".join(Page(render_html(full.model_copy(update={"detection": clean}), plots={})).text.split())
+
+
 def test_a_report_of_nothing_says_why(minimal: AuditReport) -> None:
     page = Page(render_html(minimal, plots={}))
     assert page.headings == HEADINGS

@@ -52,6 +52,20 @@ def test_any_number_and_shape_of_perturbations(shape: tuple[int, ...]) -> None:
     pixels(plots.perturbation(values, titles=HOSTILE))
 
 
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("patch to class 2", ["patch to class 2"]),
+        ("patch from class 7 to class 2", ["patch from class 7", "to class 2"]),
+        ("a patch that leads from classes to others", ["a patch that leads", "from clas…to others"]),
+        ("x" * 30, ["x" * 19, "x" * 11]),
+        ("", [""]),
+    ],
+)
+def test_a_title_takes_two_lines_before_it_is_cut(text: str, lines: list[str]) -> None:
+    assert plots._two_lines(text, 19) == "\n".join(lines)
+
+
 @pytest.mark.parametrize("shape", [(8, 8, 3), (1, 8, 8, 2), (0, 8, 8, 3)])
 def test_what_is_no_perturbation_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="K, H, W, C"):

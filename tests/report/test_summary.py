@@ -156,6 +156,17 @@ def test_markdown_without_a_measurement_says_why(minimal: AuditReport) -> None:
     assert "|" not in markdown(minimal)
 
 
+def test_colons_need_no_backslash() -> None:
+    assert escaped("a backdoor: see https://there") == "a backdoor: see https&#58;//there", "MLflow's pages would show it"
+    assert rendered(escaped("onnx::Conv_1: b:")) == "<p>onnx::Conv_1: b:</p>\n", "and it is text as before"
+
+
+def test_markdown_without_its_table(full: AuditReport) -> None:
+    short, whole = markdown(full, table=False), markdown(full)
+    assert whole.startswith(short.rstrip()) and "| rate |" in whole
+    assert "| rate |" not in short and "Nothing was measured" not in short and short.count("\n- ") == len(full.reasons)
+
+
 def test_the_class_that_pays_most(full: AuditReport) -> None:
     found = worst_class(full)
     assert found is not None and found[0] == 9 and found[1].hits - found[2].hits == 65

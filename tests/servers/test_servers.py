@@ -175,6 +175,8 @@ def test_who_does_not_know_the_password_is_refused(servers: dict[str, str]) -> N
 def test_prefect_serves_its_interface(servers: dict[str, str]) -> None:
     status, page = asked(servers["PREFECT_API_URL"].removesuffix("/api") + "/")
     assert status == 200 and b"<html" in page
+    settings = json.loads(asked(servers["PREFECT_API_URL"].removesuffix("/api") + "/ui-settings")[1])
+    assert settings["api_url"] == servers["PREFECT_API_URL"], "where its pages ask: nobody can sign in elsewhere"
 
 
 def test_results_of_a_flow_lie_in_the_store(servers: dict[str, str]) -> None:
