@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_client, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -100,7 +101,7 @@ def fleet(
     order = [*(member.name for member in members), *(name for name in found if name not in {member.name for member in members})]
     found = {name: found[name] for name in order if name in found}
     changed = _changed(plan.name, found, book.last)
-    _close(book, found, changed, unchanged, recorded)
+    _close(plan.name, book, found, changed, unchanged, recorded)
     models = {
         name: line.model_dump(mode="json") | {"before": book.last[name].verdict if name in book.last else None, "unchanged": name in unchanged}
         for name, line in found.items()
@@ -308,8 +309,8 @@ def _changed(name: str, found: dict[str, Line], last: dict[str, Line]) -> dict[s
     return changed
 
 
-def _close(book: OpenResult, found: dict[str, Line], changed: dict[str, str], unchanged: set[str], recorded: Json) -> None:
-    """Into MLflow, and as Prefect artifacts: the counts, and a table of what there is to read."""
+def _close(name: str, book: OpenResult, found: dict[str, Line], changed: dict[str, str], unchanged: set[str], recorded: Json) -> None:
+    """Into MLflow, and as a Prefect artifact: the counts, and a table of what there is to read."""
     counts = Counter(line.verdict for line in found.values())
     summary = (
         f"{len(found)} models: {', '.join(f'{number} {verdict}' for verdict, number in sorted(counts.items()))}; {len(unchanged)} unchanged, not audited again"
@@ -323,5 +324,5 @@ def _close(book: OpenResult, found: dict[str, Line], changed: dict[str, str], un
     lines = {model: line.model_dump(mode="json") for model, line in found.items()}
     close = {"tracking_uri": recorded["tracking_uri"], "run_id": book.run_id, "lines": lines, "metrics": metrics, "description": summary}
     connected("close-log", close)
-    create_table_artifact(key="fleet", table=rows, description=summary)
-    create_markdown_artifact(key="fleet-summary", markdown=summary)
+    key = re.sub(r"[^a-z0-9]+", "-", f"fleet-{name.lower()}").strip("-")  # all that Prefect takes
+    create_table_artifact(key=key, table=rows, description=summary)
