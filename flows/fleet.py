@@ -15,12 +15,12 @@ from prefect import flow, get_client, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.events import emit_event
 from prefect.exceptions import MissingResult
 from prefect.futures import as_completed
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.audit import EXPERIMENT, Device, Json, audit_job
@@ -42,7 +42,7 @@ CHANGED = "onnx-audit.verdict.changed"  # the Prefect event
 SETTLED = ("ACCEPT", "REPAIRED", "REJECT", "REFUSED")  # what is not looked at again while nothing changes; the rest is tried again
 ATTEMPTS = 3  # runs that a worker may take down with it
 LOOK = 2.0  # seconds between two looks at the runs of a deployment
-LOST = 300.0  # seconds after which a run that a worker took and never began is given up
+LOST = 120.0  # seconds after which a run that a worker took and did not begin is given up
 
 
 class Options(Value):
@@ -226,6 +226,8 @@ def _elsewhere(jobs: dict[str, Job], options: Options, deployment: str) -> Itera
                 lost = _lost(now)
                 if not (now.state and now.state.is_final()) and not lost:
                     continue
+                if lost:  # should that worker be slow and not dead, Prefect lets no run begin that is over
+                    _set_state(now, Crashed(message="a worker took it and did not begin"))
                 if (lost or now.state_type == StateType.CRASHED) and attempts[name] < ATTEMPTS:
                     attempts[name] += 1
                     runs[name] = _start(name, jobs[name], options, deployment, attempt=attempts[name], since=since)
@@ -288,10 +290,14 @@ def _cancelled_with_us(runs: dict[str, FlowRun]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with get_client(sync_client=True) as client:
-            for one in runs.values():
-                client.set_flow_run_state(one.id, Cancelling(message="its fleet was cancelled"))
+        for one in runs.values():
+            _set_state(one, Cancelling(message="its fleet was cancelled"))
         raise
+
+
+def _set_state(run: FlowRun, state: State[Any]) -> None:
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, state)
 
 
 def _changed(name: str, found: dict[str, Line], last: dict[str, Line]) -> dict[str, str]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-MARK = "<!-- onnx-audit -->"  # what stands behind it in a description is ours
+MARK = "**onnx-audit**"  # what stands behind it in a description is ours; lists of versions show the first line
 MOST_TAG, MOST_DESCRIPTION = 4900, 4900  # characters
 AUDITED = "audited"  # the alias of the version that an audit left as the one to use
 PARENT = "audit.parent"  # tag of a repaired version: the version it was made from
