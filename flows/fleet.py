@@ -94,7 +94,7 @@ def fleet(
     found |= {name: book.last[name] for name in unchanged}
     todo = {name: job for name, job in jobs.items() if name not in unchanged}
     options = Options(**recorded, parent=book.run_id, out=str(Path(out).absolute()) if out else None)
-    audits = _elsewhere(todo, options, deployment) if deployment else _here(todo, options, workers)
+    audits = _elsewhere(todo, options, deployment, since=book.before) if deployment else _here(todo, options, workers)
     for done, (name, line) in enumerate(audits, 1):
         found[name] = line
         watcher().moved(Progress(stage="fleet", text=f"{name}: {line.verdict}", done=done, total=len(todo)))
@@ -210,14 +210,13 @@ def _here(jobs: dict[str, Job], options: Options, workers: int) -> Iterator[tupl
             yield names[future], future.result()
 
 
-def _elsewhere(jobs: dict[str, Job], options: Options, deployment: str) -> Iterator[tuple[str, Line]]:
-    """The audits, as runs of a deployment, which its workers take.
+def _elsewhere(jobs: dict[str, Job], options: Options, deployment: str, *, since: str) -> Iterator[tuple[str, Line]]:
+    """The audits, as runs of a deployment, which its workers take.  since: the last finished fleet; the runs of one that died since are taken over.
 
     A run whose worker died is CRASHED sooner or later (by Prefect's automation for runs without a heartbeat, automations.yaml), and is made again; its
     finished stages are in the store.
     """
-    since = time.time()
-    runs = {name: _start(name, job, options, deployment, attempt=1, since=since) for name, job in jobs.items()}
+    runs = {name: _start(name, job, options, deployment, f"{since}-1") for name, job in jobs.items()}
     attempts = dict.fromkeys(runs, 1)
     with _cancelled_with_us(runs):
         while runs:
@@ -230,22 +229,19 @@ def _elsewhere(jobs: dict[str, Job], options: Options, deployment: str) -> Itera
                     _set_state(now, Crashed(message="a worker took it and did not begin"))
                 if (lost or now.state_type == StateType.CRASHED) and attempts[name] < ATTEMPTS:
                     attempts[name] += 1
-                    runs[name] = _start(name, jobs[name], options, deployment, attempt=attempts[name], since=since)
+                    runs[name] = _start(name, jobs[name], options, deployment, f"{since}-{attempts[name]}")
                     continue
                 del runs[name]
                 yield name, _outcome(jobs[name], now)
 
 
-def _start(name: str, job: Job, options: Options, deployment: str, *, attempt: int, since: float) -> FlowRun:
-    """A run of the deployment: the one that an earlier fleet, which died, has asked for, while it is not over."""
+def _start(name: str, job: Job, options: Options, deployment: str, which: str) -> FlowRun:
+    """A run of the deployment; the same, where it was asked for before."""
     parameters = {"job": job.model_dump(mode="json"), **options.model_dump(exclude={"out"})}
-    while True:
-        begun: FlowRun = run_deployment(  # type: ignore[assignment]
-            deployment, parameters=parameters, timeout=0, flow_run_name=f"audit {name}", idempotency_key=f"{job.key}-{attempt}", as_subflow=True
-        )
-        if begun.created is None or begun.created.timestamp() >= since or not (begun.state and begun.state.is_final()):
-            return begun
-        attempt += 1
+    begun: FlowRun = run_deployment(  # type: ignore[assignment]
+        deployment, parameters=parameters, timeout=0, flow_run_name=f"audit {name}", idempotency_key=f"{job.key}-{which}", as_subflow=True
+    )
+    return begun
 
 
 def _states(runs: dict[str, FlowRun]) -> dict[str, FlowRun]:

@@ -43,9 +43,10 @@ class OpenRequest(Value):
 
 
 class OpenResult(Value):
-    """run_id: the new run.  last: what was found the last time, by model."""
+    """run_id: the new run.  before: the run of the last time; empty where there is none.  last: what was found then, by model."""
 
     run_id: str
+    before: str
     last: dict[str, Line]
 
 
@@ -72,10 +73,10 @@ def open_log(request: OpenRequest) -> OpenResult:
             client = connect(request.tracking_uri)
             experiment = experiment_of(client, request.experiment)
         with transfer():
-            last = _last(client, experiment, request.fleet)
+            before, last = _last(client, experiment, request.fleet)
             name = printable(request.fleet)
             run = client.create_run(experiment, run_name=f"fleet {name}", tags={FLEET: name, "mlflow.source.name": "onnx-audit"})
-    return OpenResult(run_id=run.info.run_id, last=last)
+    return OpenResult(run_id=run.info.run_id, before=before, last=last)
 
 
 def close_log(request: CloseRequest) -> CloseResult:
@@ -93,15 +94,15 @@ def close_log(request: CloseRequest) -> CloseResult:
     return CloseResult(run_id=request.run_id)
 
 
-def _last(client: MlflowClient, experiment: str, fleet: str) -> dict[str, Line]:
-    """What the last finished run of a fleet found; nothing where there is none."""
+def _last(client: MlflowClient, experiment: str, fleet: str) -> tuple[str, dict[str, Line]]:
+    """The last finished run of a fleet, and what it found; nothing where there is none."""
     import mlflow
 
     quoted = printable(fleet).replace("'", "\\'")
     wanted = f"tags.`{FLEET}` = '{quoted}' and attributes.status = 'FINISHED'"
     runs = client.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"], max_results=1)
     if not runs:
-        return {}
+        return "", {}
     with tempfile.TemporaryDirectory() as folder:
         book = mlflow.artifacts.download_artifacts(run_id=runs[0].info.run_id, artifact_path=BOOK, dst_path=folder)
-        return {name: Line.model_validate(line) for name, line in json.loads(Path(book).read_bytes()).items()}
+        return runs[0].info.run_id, {name: Line.model_validate(line) for name, line in json.loads(Path(book).read_bytes()).items()}
