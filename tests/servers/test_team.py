@@ -104,6 +104,7 @@ def team(servers: dict[str, str], servers_folder: Path, tiny_backdoored: tiny.Ba
     quick = spec | {"triggers": [trigger], "detect": {"when": "never"}, "purify": {"when": "never"}}
     (folder / "audit.yaml").write_text(yaml.safe_dump(spec))
     (folder / "quick.yaml").write_text(yaml.safe_dump(quick))
+    (folder / "told.yaml").write_text(yaml.safe_dump(quick | {"purify": {"images": 80}, "policy": {"max_accuracy_drop": 0.1}}))
     (folder / "catalogue.yaml").write_text("'quick-*': quick.yaml\n'*': audit.yaml\n")
     shutil.copy(tiny_backdoored.model, folder / "backdoored.onnx")
     shutil.copy(tiny_clean.model, folder / "clean.onnx")
@@ -136,6 +137,7 @@ def another(model: Path, to: Path, name: str) -> Path:
     return to / f"{name}.onnx"
 
 
+@pytest.mark.timeout(600)
 def test_versions_are_reviewed_and_told(team: Team) -> None:
     nodes = [onnx.helper.make_node("Flatten", ["x"], ["f"]), onnx.helper.make_node("ReduceSum", ["f"], ["y"], keepdims=0)]
     strange = tiny.model(nodes, shape=("N", 3, 12, 12), outputs={"y": ()})
@@ -144,7 +146,8 @@ def test_versions_are_reviewed_and_told(team: Team) -> None:
     client.update_model_version("shapes", backdoored, "What the vendor says of it.")
 
     def review(version: str) -> tuple[int, dict[str, Any]]:
-        done = team.run("flows", "review", f"shapes/{version}", "--catalogue", "catalogue.yaml", "--approve", "champion", "--json")
+        spec = "audit.yaml" if version == clean else "told.yaml"  # what is told of need not be searched for, and ACCEPT needs the search
+        done = team.run("flows", "review", f"shapes/{version}", "--spec", spec, "--approve", "champion", "--json")
         return done.returncode, json.loads(done.stdout) if done.stdout else {"stderr": done.stderr}
 
     code, found = review(backdoored)
@@ -172,20 +175,14 @@ def test_versions_are_reviewed_and_told(team: Team) -> None:
     assert written() == before, "a second review changes nothing"
     assert team.api("/flow_runs/count", {}) == runs + 2, "and starts no audit: the two reviews are all that ran"
 
-
-def test_tags_that_a_vendor_wrote_are_not_believed(team: Team) -> None:
-    """A vendor who may write tags copies those of a version that passed."""
-    client = team.mlflow()
-    evil = register(team, "quick-evil", team.folder / "backdoored.onnx")
-    first = json.loads(team.run("flows", "review", f"quick-evil/{evil}", "--catalogue", "catalogue.yaml", "--json").stdout)
-    assert first["verdict"] == "REJECT"
-    tags = client.get_model_version("quick-evil", evil).tags
-    client.set_model_version_tag("quick-evil", evil, "audit.verdict", "ACCEPT")
-    again = json.loads(team.run("flows", "review", f"quick-evil/{evil}", "--catalogue", "catalogue.yaml", "--json").stdout)
-    assert (again["verdict"], again["reused"]) == ("REJECT", False)
-    assert client.get_model_version("quick-evil", evil).tags == tags, "and what was forged is written over"
+    tags = client.get_model_version("shapes", backdoored).tags
+    client.set_model_version_tag("shapes", backdoored, "audit.verdict", "ACCEPT")  # as a vendor might
+    code, again = review(backdoored)
+    assert (code, again["verdict"], again["reused"]) == (1, "REPAIRED", False), "no tag is believed that no run of ours bears out"
+    assert client.get_model_version("shapes", backdoored).tags == tags, "and what was forged is written over"
 
 
+@pytest.mark.timeout(600)
 def test_a_fleet_survives_its_workers(team: Team) -> None:
     """Six models on two workers as on two machines, one of which loses power: none is lost, and none is audited twice."""
     for number in range(4):
