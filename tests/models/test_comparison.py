@@ -43,6 +43,7 @@ def shown(row: Row) -> tuple[object, ...]:
     return (row.job, row.acc_before, row.asr_before, row.acc, row.asr, row.ra, row.der, row.error)
 
 
+@pytest.mark.timeout(900)  # four purifications in a process with one thread: minutes, and more of them on a machine that others use
 def test_rows_are_made_once_and_go_through_the_file(victim: Path, folder: Path) -> None:
     jobs = [Job(str(victim), "awm", preset, 40, 0) for preset in ("default", "paper")]
     told: list[Row] = []
