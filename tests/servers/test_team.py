@@ -121,7 +121,6 @@ def team(servers: dict[str, str], servers_folder: Path, tiny_backdoored: tiny.Ba
 def register(team: Team, name: str, model: Path | onnx.ModelProto) -> str:
     import mlflow.onnx
 
-    mlflow.set_tracking_uri(team.env["MLFLOW_TRACKING_URI"])
     mlflow.set_experiment("vendor")
     with mlflow.start_run():
         info = mlflow.onnx.log_model(onnx.load(model) if isinstance(model, Path) else model, name="classifier", registered_model_name=name)
