@@ -27,7 +27,7 @@ from flows.audit import EXPERIMENT, Device, Json, audit_job
 from flows.progress import Silent, watched_by, watcher
 from pipeline.artifact import Store
 from pipeline.config import AuditSpec, read_spec
-from pipeline.errors import AuditError, BadInput
+from pipeline.errors import AuditError, BadInput, ModelRefused
 from pipeline.findings import printable
 from pipeline.fleet import Fleet, Member, bring, files_of, only_once, read_fleet, versions_of
 from pipeline.inputs import Inputs, Job, limits, prepare
@@ -147,14 +147,15 @@ def _jobs(plan: Fleet, members: list[Member], uri: str, store: Store, found: dic
             taken = _taken_in(member, registered=plan.models[member.entry].registered, uri=uri, spec=spec, store=store)
             jobs[member.name] = Job.of(member.name, taken.model, spec, inputs, seed=seed, device=device)
         except (AuditError, OSError) as error:
-            verdict = "REFUSED" if isinstance(error, BadInput) else "FAILED"
+            verdict = "REFUSED" if isinstance(error, ModelRefused) else "FAILED"  # what else is wrong, the spec or the images, may be right tomorrow
             found[member.name] = Line(key="", verdict=verdict, reasons=[printable(error)])
     return jobs
 
 
 def _prepared(plan: Fleet, entry: int, seed: int, store: Store) -> tuple[AuditSpec, Inputs]:
-    spec = read_spec(plan.models[entry].spec) if plan.models[entry].spec else AuditSpec()  # type: ignore[arg-type]
-    return spec, prepare(spec, plan.models[entry].data, seed=seed, store=store)
+    given = plan.models[entry]
+    spec = read_spec(given.spec) if given.spec else AuditSpec()
+    return spec, prepare(spec, given.data, seed=seed, store=store)
 
 
 def _taken_in(member: Member, *, registered: bool, uri: str, spec: AuditSpec, store: Store) -> IntakeResult:
@@ -195,7 +196,7 @@ def member_audit(name: str, job: Job, options: Options) -> Line:
         try:
             return _line(job, audit_job(job.model_dump(mode="json"), out=out, **given))
         except AuditError as error:
-            return _failed(job, error, refused=isinstance(error, BadInput))
+            return _failed(job, error, refused=isinstance(error, ModelRefused))
 
 
 def _here(jobs: dict[str, Job], options: Options, workers: int) -> Iterator[tuple[str, Line]]:
@@ -207,7 +208,8 @@ def _here(jobs: dict[str, Job], options: Options, workers: int) -> Iterator[tupl
             for name, job in jobs.items()
         }
         for future in as_completed(list(names)):
-            yield names[future], future.result()
+            answer = future.result(raise_on_failure=False)
+            yield names[future], answer if isinstance(answer, Line) else _failed(jobs[names[future]], answer)
 
 
 def _elsewhere(jobs: dict[str, Job], options: Options, deployment: str, *, since: str) -> Iterator[tuple[str, Line]]:
@@ -216,9 +218,11 @@ def _elsewhere(jobs: dict[str, Job], options: Options, deployment: str, *, since
     A run whose worker died is CRASHED sooner or later (by Prefect's automation for runs without a heartbeat, automations.yaml), and is made again; its
     finished stages are in the store.
     """
-    runs = {name: _start(name, job, options, deployment, f"{since}-1") for name, job in jobs.items()}
-    attempts = dict.fromkeys(runs, 1)
+    runs: dict[str, FlowRun] = {}
+    attempts = dict.fromkeys(jobs, 1)
     with _cancelled_with_us(runs):
+        for name, job in jobs.items():
+            runs[name] = _start(name, job, options, deployment, f"{since}-1")
         while runs:
             time.sleep(LOOK)
             for name, now in _states(runs).items():
@@ -271,13 +275,7 @@ def _outcome(job: Job, ended: FlowRun) -> Line:
         except MissingResult as error:
             return _failed(job, f"it ran, and its result cannot be read here: give workers and fleet a result storage in common ({error})")
     message = state.message or state.name or "no word of why"
-    return _failed(job, message, refused=any(f"{kind.__name__}:" in message for kind in _kinds(BadInput)))
-
-
-def _kinds(root: type[Exception]) -> Iterator[type[Exception]]:
-    yield root
-    for kind in root.__subclasses__():
-        yield from _kinds(kind)
+    return _failed(job, message, refused=f"{ModelRefused.__name__}:" in message)
 
 
 @contextmanager

@@ -193,7 +193,7 @@ def poll(
                 answer: Json = review(name, out=str(folder), tracking_uri=uri, experiment=experiment, **how)  # type: ignore[assignment]
             verdicts[name] = str(answer["verdict"])
         except AuditError as error:
-            verdicts[name] = f"{'REFUSED' if isinstance(error, BadInput) else 'FAILED'}: {error}"
+            verdicts[name] = f"{'REFUSED' if isinstance(error, ModelRefused) else 'FAILED'}: {error}"
     return verdicts
 
 

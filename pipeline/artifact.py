@@ -81,14 +81,14 @@ class Shared:
 
     def send(self, path: Path, name: str) -> None:
         """Put a file there under a name; half of one, which a killed process left, is put there again."""
-        with _answering("take", name):
+        with answering("take", name[:12]):
             if self._size(name) != path.stat().st_size:
                 self.files.makedirs(self.folder, exist_ok=True)
                 self.files.put_file(str(path), f"{self.folder}/{name}")
 
     def fetch(self, name: str, path: Path) -> bool:
         """Write what has a name to `path`; False when there is no such thing."""
-        with _answering("give", name):
+        with answering("give", name[:12]):
             try:
                 self.files.get_file(f"{self.folder}/{name}", str(path))
             except FileNotFoundError:
@@ -97,7 +97,7 @@ class Shared:
 
     def has(self, name: str) -> bool:
         """Whether something has that name."""
-        with _answering("say whether it has", name):
+        with answering("say whether it has", name[:12]):
             return self._size(name) is not None
 
     def _size(self, name: str) -> int | None:
@@ -119,11 +119,12 @@ def opened(address: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _answering(what: str, name: str) -> Iterator[None]:
+def answering(what: str, name: str) -> Iterator[None]:
+    """Turn whatever a file system raises into StageFailed, which says what it did not do."""
     try:
         yield
     except Exception as error:  # botocore's errors, and those of every other file system, have no common base
-        raise StageFailed(f"the shared store did not {what} {name[:12]} ({type(error).__name__}: {error})") from error
+        raise StageFailed(f"the store out there did not {what} {name} ({type(error).__name__}: {error})") from error
 
 
 class Store:

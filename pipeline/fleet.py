@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.artifact import opened
+from pipeline.artifact import answering, opened
 from pipeline.config import Section, parse
 from pipeline.errors import BadInput
 from pipeline.findings import printable
@@ -68,7 +68,8 @@ def files_of(pattern: str, home: Path) -> dict[str, str]:
     Raises BadInput when nothing matches, or nothing here can open the address.
     """
     files, path = opened(pattern)
-    found = sorted(name for name in files.glob(path) if files.isfile(name))
+    with answering("list", pattern):
+        found = sorted(name for name in files.glob(path) if files.isfile(name))
     if not found:
         raise BadInput(f"no file matches {pattern}")
     if "://" in pattern:
@@ -81,9 +82,10 @@ def bring(address: str, folder: Path) -> Path:
     files, path = opened(address)
     name = PurePosixPath(path).name
     stem = name.removesuffix(".onnx") + "."
-    beside = (other for other in files.ls(str(PurePosixPath(path).parent), detail=False) if PurePosixPath(other).name.startswith(stem))
-    for other in {path, *beside}:
-        files.get_file(other, str(folder / PurePosixPath(other).name))
+    with answering("give", address):
+        beside = (other for other in files.ls(str(PurePosixPath(path).parent), detail=False) if PurePosixPath(other).name.startswith(stem))
+        for other in {path, *beside}:
+            files.get_file(other, str(folder / PurePosixPath(other).name))
     return folder / name
 
 

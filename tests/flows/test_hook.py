@@ -37,6 +37,7 @@ def test_what_is_signed_comes_in() -> None:
         {"sent": ""},
         {"sent": "²"},
         {"sent": "-1"},
+        {"sent": "9" * 5000},
         {"delivery": "d2"},
         {"now": NOW + OLDEST + 1},
         {"now": NOW - OLDEST - 1},
