@@ -129,7 +129,8 @@ def record(request: RecordRequest) -> RecordResult:
         with transfer():
             run = found or _create(client, experiment, request)
             if not reused:
-                _write(client, run, request)
+                with _ending(client, run.info.run_id):
+                    _write(client, run, request)
     uri = without_password(request.tracking_uri)
     ui = f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run.info.run_id}" if uri.startswith(("http://", "https://")) else None
     return RecordResult(run_id=run.info.run_id, tracking_uri=uri, experiment_id=experiment, reused=reused, ui=ui)
@@ -146,9 +147,21 @@ def answering(uri: str, what: str, *, then: str = "") -> Iterator[None]:
         raise RecordFailed(f"MLflow at {without_password(uri)} did not {what} ({reason(error)}){then}") from error
 
 
-def talking(uri: str) -> contextlib.AbstractContextManager[None]:
-    """MLflow kept quiet, and told where it is."""
-    return _environment(_QUIET | {"MLFLOW_TRACKING_URI": uri}, override=("MLFLOW_TRACKING_URI",))
+@contextlib.contextmanager
+def talking(uri: str) -> Iterator[None]:
+    """MLflow kept quiet, and told where it is, whatever else this process uses it for."""
+    with _environment(_QUIET | {"MLFLOW_TRACKING_URI": uri}, override=("MLFLOW_TRACKING_URI",)):
+        import mlflow
+
+        elsewhere = mlflow.get_tracking_uri()  # another address only if set_tracking_uri was given one, which goes before the environment
+        if elsewhere == uri:
+            yield
+            return
+        mlflow.set_tracking_uri(uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(elsewhere)
 
 
 def contact() -> contextlib.AbstractContextManager[None]:
@@ -239,9 +252,20 @@ def _create(client: MlflowClient, experiment: str, request: RecordRequest) -> Ru
     return first
 
 
+@contextlib.contextmanager
+def _ending(client: MlflowClient, run_id: str) -> Iterator[None]:
+    """A run that ends, FINISHED or FAILED."""
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(Exception):
+            client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id)
+
+
 def _write(client: MlflowClient, run: Run, request: RecordRequest) -> None:
-    """Write what the run does not hold yet, and finish it."""
-    import mlflow
+    """Write what the run does not hold yet."""
     from mlflow.entities import Metric, Param
 
     run_id = run.info.run_id
@@ -260,9 +284,8 @@ def _write(client: MlflowClient, run: Run, request: RecordRequest) -> None:
         folder = Path(name)
         for path, local in request.artifacts.items():
             _log_file(client, run_id, path, Path(local), folder / "files")
-        with mlflow.start_run(run_id=run_id):  # log_model knows of no other way to name the run; leaving ends it, FINISHED or FAILED
-            if request.model is not None and "record.stored_sha256" not in run.data.tags:
-                _log_model(client, run_id, Path(request.model), request.input_example, folder)
+        if request.model is not None and "record.stored_sha256" not in run.data.tags:
+            _log_model(client, run, Path(request.model), request.input_example, folder)
 
 
 def _log_file(client: MlflowClient, run_id: str, path: str, local: Path, folder: Path) -> None:
@@ -273,8 +296,10 @@ def _log_file(client: MlflowClient, run_id: str, path: str, local: Path, folder:
     client.log_artifact(run_id, str(link), str(parent) if parent.parts else None)
 
 
-def _log_model(client: MlflowClient, run_id: str, path: Path, input_example: str | None, folder: Path) -> None:
+def _log_model(client: MlflowClient, run: Run, path: Path, input_example: str | None, folder: Path) -> None:
     """Log the purified file as an MLflow model, and prove which bytes the store holds.
+
+    Run and model are named throughout: the run and the experiment that this process may have made MLflow's active ones are not ours.
 
     External data is looked for in the initializers of the main graph.  The model is served on the CPU unless told otherwise: MLflow
     opens it here with the providers that it writes down, and CUDA cannot live under this process's memory limit.
@@ -287,9 +312,13 @@ def _log_model(client: MlflowClient, run_id: str, path: Path, input_example: str
     data = sorted({entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"})
     files = {"purified.onnx": path} | {_inside(location): path.parent / location for location in data}
     onnx.load_external_data_for_model(model, str(path.parent.absolute()))
+    run_id = run.info.run_id
+    logged = client.create_logged_model(run.info.experiment_id, name=MODEL, source_run_id=run_id)
     info = mlflow.onnx.log_model(
         model,
         name=MODEL,
+        model_id=logged.model_id,
+        run_id=run_id,
         signature=_signature(model),
         input_example=None if input_example is None else _example(model, Path(input_example)),
         pip_requirements=_requirements(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -163,6 +164,25 @@ def test_an_audit_has_one_run_with_all_of_it(uri: str, files: Path, tmp_path: Pa
     requirements = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=str(tmp_path)), "requirements.txt").read_text()
     assert requirements.count("onnxruntime") == 1
     assert first.ui == (None if uri.startswith("sqlite") else f"{uri}/#/experiments/{first.experiment_id}/runs/{first.run_id}")
+
+
+def test_what_else_this_process_does_with_mlflow_is_left_alone(local: str, files: Path, tmp_path: Path) -> None:
+    other = tracking.connect(f"sqlite:///{tmp_path}/other.db")
+    stack = contextlib.ExitStack()
+    with pytest.MonkeyPatch.context() as patch, stack:
+        patch.setenv("MLFLOW_EXPERIMENT_ID", "")  # set_experiment sets it
+        patch.chdir(tmp_path)
+        mlflow.set_tracking_uri(other.tracking_uri)
+        stack.callback(mlflow.set_tracking_uri, None)
+        patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+        experiment = mlflow.set_experiment("theirs").experiment_id
+        with mlflow.start_run() as theirs:
+            result = record(asked(local, files, audit_key="a4" * 32))
+            mlflow.log_param("still", "theirs")
+            assert mlflow.get_tracking_uri() == other.tracking_uri
+    assert len(logged_models(MlflowClient(local).get_run(result.run_id))) == 1
+    [run] = other.search_runs([experiment])
+    assert (run.info.run_id, run.data.params, logged_models(run)) == (theirs.info.run_id, {"still": "theirs"}, [])
 
 
 def test_a_run_that_was_left_is_carried_on(uri: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

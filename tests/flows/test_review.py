@@ -32,9 +32,10 @@ def registry(here: Place) -> Any:
 def register(registry: Any, name: str, model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
     import mlflow.onnx
 
+    from pipeline.tracking import experiment_of
+
     monkeypatch.chdir(folder)  # where artifacts go
-    mlflow.set_experiment("vendor")
-    with mlflow.start_run():
+    with mlflow.start_run(experiment_id=experiment_of(registry, "vendor")):
         info = mlflow.onnx.log_model(model, name="classifier", registered_model_name=name)
     version = str(info.registered_model_version)
     registry.update_model_version(name, version, "What the vendor says of it.")

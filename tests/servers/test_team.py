@@ -121,8 +121,9 @@ def team(servers: dict[str, str], servers_folder: Path, tiny_backdoored: tiny.Ba
 def register(team: Team, name: str, model: Path | onnx.ModelProto) -> str:
     import mlflow.onnx
 
-    mlflow.set_experiment("vendor")
-    with mlflow.start_run():
+    from pipeline.tracking import experiment_of
+
+    with mlflow.start_run(experiment_id=experiment_of(team.mlflow(), "vendor")):
         info = mlflow.onnx.log_model(onnx.load(model) if isinstance(model, Path) else model, name="classifier", registered_model_name=name)
     return str(info.registered_model_version)
 
