@@ -38,8 +38,9 @@ def purify(
 
     The same images for every method.  Rows are written as they are made; the page shows all that FILE.csv holds.
     """
-    from models.comparison import Job, Row, compare, load, name_of
+    from models.comparison import Job, Row, compare, name_of
     from models.comparison_page import table, write_page
+    from models.rows import load
     from pipeline.config import METHODS
 
     wanted = [tuple(name.split(":", 1)) if ":" in name else (name, "default") for name in method or METHODS]
@@ -59,7 +60,7 @@ def purify(
 
     found = compare(jobs, rows, judges=judges, device=device, workers=workers, depth=depth, twins=twin or [], listener=told)
     if page is not None:
-        write_page(page, load(rows), judges=judges, device=device, **_curves(pruning or [], page, judges=judges, device=device))
+        write_page(page, load(Row, rows), judges=judges, device=device, **_curves(pruning or [], page, judges=judges, device=device))
         typer.echo(page)
     else:
         typer.echo("\n".join(table(found)))
@@ -84,8 +85,9 @@ def detect(
 
     Scores are held against the bank that ships; with --bank the models given are written as another one.
     """
-    from models.detection import Look, Row, search_all, to_csv
+    from models.detection import Look, Row, search_all
     from models.detection_page import table, write_page
+    from models.rows import to_csv
     from pipeline.artifact import atomic_write
 
     jobs = [Look(model=str(model.resolve()), images=size, seed=seed) for model in models for size in images or [100, 1] for seed in range(seeds)]
@@ -96,7 +98,7 @@ def detect(
 
     found = search_all(jobs, rows, device=device, workers=workers, listener=told)
     if bank is not None:
-        atomic_write(bank, to_csv(sorted(found, key=lambda row: (row.images, row.data, row.network, row.attack, row.seed, row.model))))
+        atomic_write(bank, to_csv(Row, sorted(found, key=lambda row: (row.images, row.data, row.network, row.attack, row.seed, row.model))))
         typer.echo(bank)
     elif page is not None:
         write_page(page, found)

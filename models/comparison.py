@@ -9,24 +9,21 @@ the CSV holds.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields, replace
+from concurrent.futures import as_completed
+from dataclasses import asdict, dataclass, replace
 from math import isnan, nan
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from models import rows as table
+from models.processes import processes, side_by_side
 from models.reactivation import altered, relearnt
-from pipeline.allocator import keep_freed_memory
 from pipeline.artifact import atomic_write, sha256
 from pipeline.config import AuditSpec, read_spec
 from pipeline.convert.to_torch import convert
@@ -38,7 +35,6 @@ from pipeline.findings import printable
 from pipeline.images import CalibrationSet, HoldoutSet, LabelledImages, read, split
 from pipeline.purify import methods
 from pipeline.results import Measurement
-from pipeline.sandbox import die_with
 from pipeline.scan import scan
 from pipeline.twin import choose_device
 
@@ -200,9 +196,7 @@ def _attack(spec: AuditSpec) -> KnownAttack:
 _victims: dict[str, Victim] = {}  # of a worker process: a victim is measured once
 
 
-def _work(job: Job, judges: int, device: str, threads: int, depth: bool, twin: Path | None) -> Row:
-    keep_freed_memory()
-    torch.set_num_threads(threads)
+def _work(job: Job, judges: int, device: str, depth: bool, twin: Path | None) -> Row:
     torch.use_deterministic_algorithms(True, warn_only=True)
     if job.victim not in _victims:
         _victims.clear()
@@ -234,19 +228,17 @@ def compare(
     beside = {Job(victim, TWIN, twin.name, 0, 0): twin for victim in {job.victim for job in jobs} for twin in twins if kind_of(twin) == kind_of(Path(victim))}
     digests = {victim: sha256(Path(victim) / "model.onnx") for victim in {job.victim for job in jobs}}
     places = {digest: victim for victim, digest in digests.items()}  # a row is known by its model, wherever that lay
-    known = {row.job: row for row in (replace(row, victim=places.get(row.model, row.victim)) for row in load(rows_file))}
+    known = {row.job: row for row in (replace(row, victim=places.get(row.model, row.victim)) for row in table.load(Row, rows_file))}
     missing = [job for job in jobs if job not in known or known[job].model != digests[job.victim] or known[job].error or (depth and isnan(known[job].altered))]
     missing += [job for job in beside if job not in known]
-    cores = len(os.sched_getaffinity(0))
-    workers = workers or (1 if device == "cuda" else cores)
     rows_file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(rows_file, to_csv(known.values()))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)) as pool:
-        pending = {pool.submit(_work, job, judges, device, max(1, cores // workers), depth, beside.get(job)): job for job in missing}
+    atomic_write(rows_file, table.to_csv(Row, known.values()))
+    with processes(side_by_side(device, workers)) as pool:
+        pending = {pool.submit(_work, job, judges, device, depth, beside.get(job)): job for job in missing}
         for done, future in enumerate(as_completed(pending), start=1):
             row = future.result()
             known[row.job] = row
-            _append(rows_file, row)
+            table.append(rows_file, row)
             if listener is not None:
                 listener(row, done, len(missing))
     return [known[job] for job in jobs]
@@ -259,27 +251,3 @@ def kind_of(victim: Path) -> tuple[str, str] | None:
         return str(recipe["data"]), str(recipe["network"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def load(path: Path) -> list[Row]:
-    """The rows of earlier runs, without the half line that a killed one may have left; of a job that was made twice, the last counts."""
-    if not path.exists():
-        return []
-    kinds = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in fields(Row)}
-    with path.open(newline="") as file:
-        complete = [line for line in csv.DictReader(file) if None not in line and None not in line.values()]
-        return [Row(**{name: kinds[name](value) for name, value in line.items()}) for line in complete]
-
-
-def _append(path: Path, row: Row) -> None:
-    with path.open("a", newline="") as file:
-        csv.DictWriter(file, [field.name for field in fields(Row)]).writerow(asdict(row))
-
-
-def to_csv(rows: Iterable[Row]) -> bytes:
-    """The rows as they lie in a file."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)])
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return text.getvalue().encode()

@@ -13,7 +13,8 @@ from math import ceil, isnan, nan
 from operator import attrgetter
 from pathlib import Path
 
-from models.comparison import ONE_A_CLASS, TWIN, Row, name_of, to_csv
+from models.comparison import ONE_A_CLASS, TWIN, Row, name_of
+from models.rows import to_csv
 from pipeline.artifact import atomic_write
 from pipeline.twin import choose_device
 
@@ -122,7 +123,7 @@ def write_page(path: Path, rows: Sequence[Row], *, judges: int, device: str, mor
 
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    shown: dict[str, bytes] = {"rows.csv": to_csv(replace(row, victim=Path(row.victim).name) for row in rows), **(files or {})}
+    shown: dict[str, bytes] = {"rows.csv": to_csv(Row, (replace(row, victim=Path(row.victim).name) for row in rows)), **(files or {})}
     plots = {}
     if contests(rows):  # one point says nothing that the table does not
         plots["accuracy lost against ASR"] = "accuracy-against-asr.png"

@@ -6,22 +6,20 @@ models, are the bank that scores are held against (pipeline/detect/bank.csv).
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable
+from concurrent.futures import as_completed
+from dataclasses import dataclass
 from math import nan
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from models import rows as table
 from models.comparison import ONE_A_CLASS, all_images
-from pipeline.allocator import keep_freed_memory
+from models.processes import processes, side_by_side
 from pipeline.artifact import atomic_write, sha256
 from pipeline.config import AuditSpec, read_spec
 from pipeline.convert.to_torch import convert
@@ -30,7 +28,6 @@ from pipeline.detect.detect import anomaly_index, look
 from pipeline.errors import AuditError
 from pipeline.findings import printable
 from pipeline.images import CalibrationSet, LabelledImages, split
-from pipeline.sandbox import die_with
 from pipeline.scan import scan
 from pipeline.twin import choose_device
 
@@ -50,7 +47,7 @@ class Look:
 class Row:
     """What a search found.
 
-    truth: what the trigger does, in the words of the search; "" for a clean model.  patch ... addition: the size of each change of the kind, as a share of the
+    truth: what the trigger does, in the words of the search; "" for a clean model.  patch ... faint: the size of each change of the kind, as a share of the
     whole picture, parted by spaces; "" where that was not searched for.  aims: what the smallest of each kind does, in the same order, parted by `;`.
     index: Neural Cleanse's.
     """
@@ -67,6 +64,7 @@ class Row:
     shift: str
     departure: str
     addition: str
+    faint: str
     aims: str
     index: float
     seconds: float
@@ -131,9 +129,7 @@ def made(job: Look, device: str) -> Row:
     )
 
 
-def _work(job: Look, device: str, threads: int) -> Row:
-    keep_freed_memory()
-    torch.set_num_threads(threads)
+def _work(job: Look, device: str) -> Row:
     torch.use_deterministic_algorithms(True, warn_only=True)
     return made(job, device)
 
@@ -143,40 +139,16 @@ def search_all(
 ) -> list[Row]:
     """Make what is missing of the jobs, each row written as soon as it is there; returns the rows of all of them."""
     jobs = list(jobs)
-    known = {(row.sha256, row.images, row.seed): row for row in load(rows_file)}
+    known = {(row.sha256, row.images, row.seed): row for row in table.load(Row, rows_file)}
     key = {job: (sha256(Path(job.model) / "model.onnx"), job.images, job.seed) for job in jobs}
     missing = [job for job in jobs if key[job] not in known or known[key[job]].error]
-    cores = len(os.sched_getaffinity(0))
-    workers = workers or (1 if device == "cuda" else cores)
     rows_file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(rows_file, to_csv(list(known.values())))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)) as pool:
-        pending = {pool.submit(_work, job, device, max(1, cores // workers)): job for job in missing}
+    atomic_write(rows_file, table.to_csv(Row, known.values()))
+    with processes(side_by_side(device, workers)) as pool:
+        pending = {pool.submit(_work, job, device): job for job in missing}
         for done, future in enumerate(as_completed(pending), start=1):
             row = known[key[pending[future]]] = future.result()
-            with rows_file.open("a", newline="") as file:
-                csv.DictWriter(file, [field.name for field in fields(Row)]).writerow(asdict(row))
+            table.append(rows_file, row)
             if listener is not None:
                 listener(row, done, len(missing))
     return [known[key[job]] for job in jobs]
-
-
-def load(path: Path) -> list[Row]:
-    """The rows of earlier runs, without the half line that a killed one may have left; of a search that was made twice, the last counts."""
-    if not path.exists():
-        return []
-    kinds = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in fields(Row)}
-    with path.open(newline="") as file:
-        complete = [line for line in csv.DictReader(file) if None not in line and None not in line.values()]
-    return [Row(**{name: kinds[name](value) for name, value in line.items()}) for line in complete]
-
-
-def to_csv(rows: Sequence[Row]) -> bytes:
-    """The rows as they lie in a file."""
-    import io
-
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)])
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return text.getvalue().encode()

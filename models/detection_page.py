@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from models.comparison import ONE_A_CLASS
-from models.detection import Row, to_csv
+from models.detection import Row
+from models.rows import to_csv
 from pipeline.artifact import atomic_write
 from pipeline.config import Policy
 from pipeline.detect.bank import KINDS, Scale, alone, nearest, references
@@ -97,7 +98,7 @@ def write_page(path: Path, rows: Sequence[Row]) -> None:
     """Tables and a plot, as Markdown; the plot and the rows lie beside it, in a folder of its name."""
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "rows.csv", to_csv(rows))
+    atomic_write(folder / "rows.csv", to_csv(Row, rows))
     atomic_write(folder / "roc.png", roc(rows))
     threshold = Policy().max_suspicion
     backdoored, networks = {row.model for row in rows if row.truth}, {(row.data, row.network) for row in rows}

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +28,14 @@ from models.attacks import ATTACKS, NEED_A_SURROGATE, Attacker, Victim
 from models.datasets import DATASETS, Dataset, dataset
 from models.export import export
 from models.poison import Impossible
+from models.processes import processes, side_by_side
 from models.train import TrainingConfig, tell
-from pipeline.allocator import keep_freed_memory
 from pipeline.artifact import atomic_write, sha256
 from pipeline.config import AuditSpec
 from pipeline.errors import BadInput
 from pipeline.evaluate.measurement import KnownAttack, measure
 from pipeline.evaluate.session import Classifier
 from pipeline.images import HoldoutSet
-from pipeline.sandbox import die_with
 
 EPOCHS = {"vgg": 3, "resnet18": 8, "convnext": 16}  # enough for the backdoor, and for most of the accuracy
 MANY_EPOCHS = 8  # with fewer, shifts by one pixel and no mirroring give more accuracy and a surer backdoor
@@ -146,7 +143,7 @@ def build(
     one on a GPU.  listener: told a line for each victim.  Raises BadInput.
     """
     recipes = list(dict.fromkeys(recipes))
-    workers = workers or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
+    workers = side_by_side(device, workers)
     for name in {recipe.data for recipe in recipes}:
         _write_test_images(dataset(name, data), zoo / f"{name}-test.npz")
     needy = [recipe for recipe in recipes if recipe.attack in NEED_A_SURROGATE]
@@ -154,7 +151,7 @@ def build(
     for some in (dict.fromkeys(others), needy):
         missing = [recipe for recipe in some if not finished(recipe, zoo)]
         most = min(workers, max(1, len(missing)))
-        with ProcessPoolExecutor(most, mp_context=get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)) as pool:
+        with processes(most, threads=1) as pool:
             pending = {pool.submit(_make_alone, recipe, zoo, data, device): recipe for recipe in missing}
             for done, future in enumerate(as_completed(pending), start=1):
                 listener(f"{done}/{len(missing)}  {pending[future].name}: {future.result()}")
@@ -163,8 +160,6 @@ def build(
 
 def _make_alone(recipe: Recipe, zoo: Path, data: Path, device: str) -> str:
     """In a process of its own: make a victim on one thread, and say what it measures, or why it cannot be made."""
-    keep_freed_memory()
-    torch.set_num_threads(1)
     try:
         card = make(recipe, zoo, dataset(recipe.data, data), device=device)
     except Impossible as error:

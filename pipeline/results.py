@@ -301,13 +301,13 @@ class GatesResult(Value):
 class Hypothesis(Value):
     """The smallest change of a kind that leads the network astray.
 
-    kind: patch, warp or addition to a class; shift: a patch that sends pictures some classes on; departure: one that takes the pictures of a class away from
-    it.  target: None where it aims so many classes on, but not at the next.  source: the only class that it works on.  text, aim: what it is and does, in
-    words.  size: in `unit`; share: of the whole picture.  outlier: the median size over classes over this one.  reached: calibration images that go where it
-    aims.  score: P(backdoored) if nothing else spoke, in 0..1.  trigger: its fields in audit.yaml, files by digest; None where they cannot say it.
+    kind: patch, warp, addition or faint addition to a class; shift: a patch that sends pictures some classes on; departure: one that takes the pictures of a
+    class away from it.  target: None where it aims so many classes on, but not at the next.  source: the only class that it works on.  text, aim: what it is
+    and does, in words.  size: in `unit`; share: of the whole picture.  outlier: the median size over classes over this one.  reached: calibration images that
+    go where it aims.  score: P(backdoored) if nothing else spoke, in 0..1.  trigger: its fields in audit.yaml, files by digest; None where they cannot say it.
     """
 
-    kind: Literal["patch", "warp", "shift", "departure", "addition"]
+    kind: Literal["patch", "warp", "shift", "departure", "addition", "faint"]
     target: Target
     source: int | None = None
     text: Printable

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BANK = Path(__file__).with_name("bank.csv")
-KINDS = ("patch", "warp", "shift", "departure", "addition")
+KINDS = ("patch", "warp", "shift", "departure", "addition", "faint")
 LEAST_SPREAD = 0.15  # of the logarithms: a bank is small, and does not know how different networks can be
 RIDGE = 0.02  # on the slope: a bank that is told apart without error would make it infinite
 
@@ -120,7 +120,7 @@ def read(path: Path) -> list[Reference]:
     """The reference models of a file such as bank.csv."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [Reference(row["model"], _images(row), row["attack"] != "clean", standings({kind: row[kind] for kind in KINDS})) for row in rows]
+    return [Reference(row["model"], _images(row), row["attack"] != "clean", standings({kind: row.get(kind, "") for kind in KINDS})) for row in rows]
 
 
 def _images(row: Mapping[str, str]) -> int:

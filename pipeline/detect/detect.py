@@ -24,7 +24,7 @@ from pipeline.search.patches import ARRIVED, Patches
 from pipeline.search.targeted import Targeted
 from pipeline.twin import TorchTwin
 
-METHOD = "the smallest patch, warp and addition to each class, patch to other classes in turn, and patch away from each class"
+METHOD = "the smallest patch, warp, addition and faint addition to each class, patch to other classes in turn, and patch away from each class"
 CONFIG = Config(additions=True)
 LIKELY, MOST = 0.5, 3  # beside the smallest change of a kind, so many others that are as likely as this
 JUDGES = 256  # pictures at most that a change is tried on

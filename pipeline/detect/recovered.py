@@ -39,7 +39,7 @@ def trigger_of(one: Targeted, row: int, folder: Path) -> dict[str, Any] | None:
         np.save(folder / "field.npy", field.astype(np.float32), allow_pickle=False)
         spec = WarpSpec(**says, kind="warp", field=str(folder / "field.npy"), strength=1.0)
     elif isinstance(one, Additions):
-        np.save(folder / "pattern.npy", arrays[0].transpose(1, 2, 0).copy(), allow_pickle=False)
+        np.save(folder / "pattern.npy", one.patterns()[row].detach().float().cpu().numpy().transpose(1, 2, 0).copy(), allow_pickle=False)
         spec = AdditiveSpec(**says, kind="additive", pattern=str(folder / "pattern.npy"))
     else:
         raise TypeError(f"no trigger is like {type(one).__name__}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from pipeline.search.additions import Additions
+from pipeline.search.additions import Additions, Faint
 from pipeline.search.examples import Examples, classes_of
 from pipeline.search.patches import Departures, Patches, Shifts
 from pipeline.search.targeted import Targeted
@@ -24,9 +25,10 @@ Told = Callable[[str, int, int], None]
 class Config:
     """How to search.
 
-    steps: of each search.  pictures: for each change and step.  crop: pixels that they are shifted by at most.  additions: whether to search for them too.
-    most_classes: for more, the search goes on with those that a short one brings furthest, and as many others for comparison.  most_steps: the largest step
-    on.  least: pictures of a class, without which nothing is said about leaving it.  seconds: no search begins a step later than this.
+    steps: of each search.  pictures: for each change and step.  crop: pixels that they are shifted by at most.  additions: whether to search for them too, the
+    smallest and the faintest.  most_classes: for more, the search goes on with those that a short one brings furthest, and as many others for comparison.
+    most_steps: the largest step on.  least: pictures of a class, without which nothing is said about leaving it.  seconds: no search begins a step later
+    than this.
     """
 
     steps: int = 80
@@ -62,20 +64,22 @@ def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch
     steps = torch.arange(1, min(count, config.most_steps + 1), device=twin.device)
     sources = classes[(own[None] == classes[:, None]).sum(1) >= config.least]
 
-    def pictures(index: Tensor) -> Tensor:
-        return examples.drawn(index, config.crop, generator)
+    own_chance = torch.Generator().manual_seed(generator.initial_seed())  # of faint additions: what the others find does not hang on them, nor they on it
+
+    def pictures(index: Tensor, chance: torch.Generator = generator) -> Tensor:
+        return examples.drawn(index, config.crop, chance)
 
     def late() -> bool:
         return time.monotonic() - started > config.seconds
 
-    def contenders(kind: type[Targeted]) -> Tensor:
+    def contenders(kind: type[Targeted], chance: torch.Generator = generator) -> Tensor:
         if count <= config.most_classes:
             return classes
-        short = [kind(some, picture, generator) for some in classes.split(CHUNK)]
+        short = [kind(some, picture, chance) for some in classes.split(CHUNK)]
         for one in short:
-            one.descend(twin.logits, pictures, own, generator, steps=SHORT, count=2, late=late)
+            one.descend(twin.logits, partial(pictures, chance=chance), own, chance, steps=SHORT, count=2, late=late)
         best = torch.cat([one.lost for one in short]).argsort()[: config.most_classes // 2]
-        others = torch.randperm(count, generator=generator).to(twin.device)
+        others = torch.randperm(count, generator=chance).to(twin.device)
         others = others[~torch.isin(others, best)][: config.most_classes - len(best)]
         return torch.cat([best, others]).sort().values
 
@@ -88,6 +92,7 @@ def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch
         makers.append(lambda: Departures(sources[torch.randperm(len(sources), generator=generator)[: config.most_classes]].sort().values, picture, generator))
     if config.additions:
         makers.append(lambda: Additions(contenders(Additions), picture, generator))
+        makers.append(lambda: Faint(contenders(Faint, own_chance), picture, own_chance))
     found = Searched()
     if count > config.most_classes:
         found.notes.append(f"of {count} classes, {config.most_classes} were searched to the end: those that a short search brought furthest, and others")
@@ -97,7 +102,8 @@ def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch
         one = make()
         if told is not None:
             told(one.kind, done, len(makers))
-        one.search(twin.logits, pictures, own, generator, steps=config.steps, count=config.pictures, late=late)
+        chance = own_chance if isinstance(one, Faint) else generator
+        one.search(twin.logits, partial(pictures, chance=chance), own, chance, steps=config.steps, count=config.pictures, late=late)
         if late():
             break  # sizes that are still falling say nothing
         sizes = one.sizes().detach()

@@ -19,7 +19,7 @@ Pictures = Callable[[Tensor], Tensor]
 
 MOST_PIXELS = 2**22  # of the pictures that a network is shown at once
 
-Kind = Literal["patch", "warp", "shift", "departure", "addition"]
+Kind = Literal["patch", "warp", "shift", "departure", "addition", "faint"]
 
 
 def never() -> bool:

@@ -16,7 +16,7 @@ from pipeline.detect.recovered import trigger_of
 from pipeline.errors import ImagesRefused
 from pipeline.images import CalibrationSet
 from pipeline.scan import scan
-from pipeline.search.additions import Additions
+from pipeline.search.additions import Additions, Faint
 from pipeline.search.kinds import Searched
 from pipeline.search.patches import Departures, Patches, Shifts
 from pipeline.search.targeted import Targeted
@@ -40,7 +40,7 @@ def test_an_untold_trigger_is_found_and_works(tiny_backdoored: tiny.Backdoored, 
     assert found.score >= 0.75 and found.hypotheses[1].score < 0.5, "likelier than all else"
     assert (first.kind, first.target) == ("patch", tiny_backdoored.trigger.target) and first.outlier > 2 and first.reached.rate > 0.7
     assert len(found.differences) == len(found.hypotheses) and found.differences.shape[1:] == (12, 12, 3)
-    assert set(found.sizes) == {"patch", "warp", "shift", "departure", "addition"} == set(told)
+    assert set(found.sizes) == {"patch", "warp", "shift", "departure", "addition", "faint"} == set(told)
     assert first.trigger is not None
     others = tiny.shapes(200, seed=6)  # images that the search did not see
     trigger = trigger_spec(first.trigger).build(3)
@@ -67,7 +67,7 @@ def made(kind: type[Targeted], picture: torch.Tensor) -> Targeted:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", [Patches, Warps, Additions, Departures], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [Patches, Warps, Additions, Faint, Departures], ids=lambda kind: kind.__name__)
 def test_a_recovered_trigger_does_what_was_found(kind: type[Targeted], channels: int, tmp_path: Path) -> None:
     """In NumPy, from its files, the same pictures as in torch; 8-bit files allow for a rounding."""
     x = torch.rand((4, channels, 10, 14), generator=generator())

@@ -12,8 +12,9 @@ import tiny
 import yaml
 
 from models import detection
-from models.detection import Look, Row, load, search_all, to_csv, truth_of
+from models.detection import Look, Row, search_all, truth_of
 from models.detection_page import area, by_model, right, score_of, spoke, table, write_page
+from models.rows import load, to_csv
 from pipeline.config import read_spec
 from pipeline.detect.bank import KINDS, read
 
@@ -47,7 +48,7 @@ def test_a_backdoored_and_a_clean_model(tiny_backdoored: tiny.Backdoored, tiny_c
         and "| bad |" in text
         and (folder / "page" / "roc.png").read_bytes()[1:4] == b"PNG"
     )
-    (folder / "bank.csv").write_bytes(to_csv(rows))
+    (folder / "bank.csv").write_bytes(to_csv(Row, rows))
     assert [(one.name, one.backdoored, set(one.standings)) for one in read(folder / "bank.csv")] == [("bad", True, set(KINDS)), ("good", False, set(KINDS))]
 
 
@@ -58,14 +59,14 @@ def test_rows_are_made_once_and_a_failure_says_why(tiny_clean: tiny.Backdoored, 
     assert row.error and row.standings == {} and score_of(row) == 0 and spoke(row) == "" and len(told) == 1
     search_all([Look(str(model), 100, 0)], folder / "rows.csv", device="cpu", workers=1, listener=lambda row, done, total: told.append(row))
     assert len(told) == 2, "what failed is tried again"
-    (folder / "rows.csv").write_bytes(to_csv([replace(row, error="", patch="0.3 0.2")]))
+    (folder / "rows.csv").write_bytes(to_csv(Row, [replace(row, error="", patch="0.3 0.2")]))
     (kept,) = search_all([Look(str(model), 100, 0)], folder / "rows.csv", device="cpu", workers=1, listener=lambda *told: pytest.fail("made again"))
-    assert kept.standings["patch"].outlier == pytest.approx(1.25) and load(folder / "rows.csv") and by_model([row])[-2].count("|") > 8
+    assert kept.standings["patch"].outlier == pytest.approx(1.25) and load(Row, folder / "rows.csv") and by_model([row])[-2].count("|") > 8
 
 
 def made_up(model: str, attack: str, patch: float, index: float) -> Row:
-    aims = "to class 2;to class 1;to each class + 1;from class 0 to class 1;to class 3"
-    usual = ((0.05, patch), (0.05, 1.2), (0.15, 1.2), (0.016, 1.8), (0.06, 1.4))
+    aims = "to class 2;to class 1;to each class + 1;from class 0 to class 1;to class 3;to class 3"
+    usual = ((0.05, patch), (0.05, 1.2), (0.15, 1.2), (0.016, 1.8), (0.06, 1.4), (0.04, 1.4))
     sizes = [f"{median} {median} {median / ratio:.4g}" for median, ratio in usual]
     return Row(model, "cifar10", "vgg", attack, 100, 0, "" if attack == "clean" else "to class 2", *sizes, aims, index, 30.0, model, "")
 

@@ -14,7 +14,7 @@ from pipeline.convert.to_torch import convert
 from pipeline.images import CalibrationSet
 from pipeline.scan import scan
 from pipeline.search import targeted
-from pipeline.search.additions import Additions
+from pipeline.search.additions import Additions, Faint
 from pipeline.search.examples import Examples
 from pipeline.search.kinds import Config, search
 from pipeline.search.patches import Departures, Patches, Shifts
@@ -148,6 +148,21 @@ def test_an_added_pattern_stands_out() -> None:
     assert float(F.cosine_similarity(pattern.flatten(), board.flatten(), dim=0)) > 0.5
 
 
+def test_a_faint_pattern_everywhere_is_found_by_its_largest_entry() -> None:
+    """A wave of 8 of 255 at most is class 2; every class is within reach of something brighter."""
+    wave = 8 / 255 * torch.sin(torch.arange(8) * torch.pi / 2 + 0.8).sign().expand(1, 1, 8, 8)
+
+    def network(x: Tensor) -> Tensor:
+        seen = (x * wave).sum((1, 2, 3)) / wave.square().sum()
+        return short_cut(x) + 40 * seen[:, None].clamp(0, 1) * torch.tensor([0.0, 0, 1, 0]) - 20 * x[:, :, 6:, 6:].mean((1, 2, 3))[:, None] ** 3
+
+    found = searched(Faint(torch.arange(4), EMPTY, generator()), network)
+    assert int(found.sizes().argmin()) == 2 and found.outlier > 2 and float(found.sizes()[2].detach()) < 16
+    pattern = found.patterns().detach()
+    assert float((255 * pattern.abs()).amax((1, 2, 3))[2]) <= float(found.sizes()[2].detach()) + 1e-4
+    assert float(F.cosine_similarity(pattern[2].flatten(), wave.flatten(), dim=0)) > 0.5
+
+
 COLOUR = torch.tensor([1.0, 0.0, 1.0]).view(1, 3, 1, 1)
 
 
@@ -186,8 +201,8 @@ def test_every_kind_is_searched_for(tiny_backdoored: tiny.Backdoored) -> None:
     twin, examples = twin_of(tiny_backdoored)
     told: list[tuple[str, int, int]] = []
     found = search(twin, examples, Config(steps=40, additions=True), generator(), told=lambda *what: told.append(what))  # type: ignore[arg-type]
-    assert [one.kind for one in found.searches] == ["patch", "warp", "shift", "departure", "addition"] and found.complete
-    assert told == [(one.kind, place, 5) for place, one in enumerate(found.searches)]
+    assert [one.kind for one in found.searches] == ["patch", "warp", "shift", "departure", "addition", "faint"] and found.complete
+    assert told == [(one.kind, place, 6) for place, one in enumerate(found.searches)]
     patch = found.searches[0]
     assert patch.aim(int(patch.sizes().argmin())).target == tiny_backdoored.trigger.target and patch.outlier > 2
     again = search(twin, examples, Config(steps=40, additions=True), generator())  # type: ignore[arg-type]

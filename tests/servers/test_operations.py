@@ -51,7 +51,10 @@ def test_every_command_of_the_page_works(servers_folder: Path, told: tuple[str, 
     address, heard = told
     new = 'sed -i "s/name: vendors/name: others/" "$TEAM/fleet.yaml"; onnx-audit fleet "$TEAM/fleet.yaml" > /dev/null || test $? = 3\n'  # all of it is news
     place = next(number for number, block in enumerate(blocks) if "CallWebhook" in block) + 1
-    script = "\n".join(["set -euo pipefail", *blocks[:place], new, "sleep 8", *blocks[place:]])
+    dump = next(number for number, block in enumerate(blocks) if "pg_dump" in block) + 1
+    lose = "python -c 'import mlflow; mlflow.MlflowClient().delete_registered_model(\"acme\")'\n"
+    found = 'python -c \'import mlflow; print(mlflow.MlflowClient().get_model_version("acme", "1").tags["audit.verdict"])\' | tee "$TEAM/restored"\n'
+    script = "\n".join(["set -euo pipefail", *blocks[:place], new, "sleep 8", *blocks[place:dump], lose, blocks[dump], found, *blocks[dump + 1 :]])
     with tempfile.TemporaryDirectory(prefix="onnx-audit-operations-") as team:
         Path(team).chmod(0o711)  # PostgreSQL's user walks through
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "ONNX_AUDIT_", "AWS_"))}
@@ -69,6 +72,7 @@ def test_every_command_of_the_page_works(servers_folder: Path, told: tuple[str, 
             with log.open("wb") as output:
                 done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=kept | own, stdout=output, stderr=output, timeout=580, check=False)
             assert done.returncode == 0, log.read_text()[-4000:]
+            assert (Path(team) / "restored").read_text() == "INCONCLUSIVE\n", "what was dumped, lost and restored is there again"
             said = [json.loads(heard.get_nowait()) for _ in range(heard.qsize())]
             assert [(one["before"], one["verdict"]) for one in said] == [("UNSEEN", "INCONCLUSIVE")], said
         finally:

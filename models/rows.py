@@ -1,0 +1,41 @@
+"""Rows of a benchmark, in a CSV that a killed run goes on from.  A row is a dataclass of texts, whole numbers and floats."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+R = TypeVar("R")
+
+
+def load(kind: type[R], path: Path) -> list[R]:
+    """The rows of earlier runs in their order, but for half lines that killed ones left, and rows of another version that had other columns."""
+    if not path.exists():
+        return []
+    types = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in _fields(kind)}
+    with path.open(newline="") as file:
+        complete = [line for line in csv.DictReader(file) if set(line) == set(types) and None not in line.values()]
+    return [kind(**{name: types[name](value) for name, value in line.items()}) for line in complete]
+
+
+def append(path: Path, row: Any) -> None:
+    """Add a row to a file that has its heading."""
+    with path.open("a", newline="") as file:
+        csv.DictWriter(file, [field.name for field in _fields(type(row))]).writerow(asdict(row))
+
+
+def to_csv(kind: type[R], rows: Iterable[R]) -> bytes:
+    """The rows as they lie in a file."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [field.name for field in _fields(kind)])
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)  # type: ignore[call-overload]
+    return text.getvalue().encode()
+
+
+def _fields(kind: Any) -> Any:
+    return fields(kind)
