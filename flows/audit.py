@@ -105,7 +105,7 @@ def record(request: Json, limits: Limits) -> Json:
     return _work("record", {"request": request}, limits)
 
 
-class Line:
+class Stages:
     """Runs the stages of one audit, and writes into its dossier how each went."""
 
     def __init__(self, dossier: Dossier, store: Store, limits: Limits) -> None:
@@ -150,65 +150,65 @@ class Line:
         watcher().ended(step, outcome, seconds)
 
 
-def examine(found: Dossier, line: Line) -> None:
+def examine(found: Dossier, stages: Stages) -> None:
     """The stages, in order.  Each answer is in the dossier as soon as it is there; raises StageFailed where one gives none."""
     spec, inputs, device = found.spec, found.inputs, found.device
     if found.artifact is None:
-        found.artifact = line("intake", IntakeResult, {"source": str(found.path)}).model
+        found.artifact = stages("intake", IntakeResult, {"source": str(found.path)}).model
     if found.artifact.sha256 != found.sha256:
         raise ModelRefused(f"{found.path} changed while the audit began: run it again on a file that stays as it is")
     model = {"model": found.artifact.model_dump()}
 
-    found.scanned = line("scan", ScanResult, model)
+    found.scanned = stages("scan", ScanResult, model)
     facts = {"facts": found.scanned.model.model_dump(mode="json")}
 
     calibration = {"calibration": inputs.calibration, "device": device}
     wanted = {"wanted": spec.input.model_dump(mode="json") if spec.input else None, "output": spec.output.model_dump(mode="json")}
-    found.reading = line("read", ReadingResult, {**model, **facts, **calibration, **wanted})
+    found.reading = stages("read", ReadingResult, {**model, **facts, **calibration, **wanted})
     answer = found.reading.output
     reading = {"reading": found.reading.input.model_dump(mode="json"), "output": answer.name, "probabilities": answer.probabilities}
 
     judged = {**reading, "holdout": inputs.holdout, "triggers": inputs.triggers, "recovered": [], "device": device}
-    found.submitted = line("measure", Measurement, {**model, **judged})
+    found.submitted = stages("measure", Measurement, {**model, **judged})
     if spec.labels is not None and len(spec.labels) != found.submitted.classes:
         raise SpecRefused(f"the spec names {len(spec.labels)} labels, and the model has {found.submitted.classes} classes")
 
-    if found.scanned.gated and _cut_out(found, line, {**model, **reading, **calibration}, judged):
+    if found.scanned.gated and _cut_out(found, stages, {**model, **reading, **calibration}, judged):
         return
 
     twin = {**model, **facts, **reading}
-    found.imported = line("import", ImportResult, {**twin, "reference": found.reading.reference})
+    found.imported = stages("import", ImportResult, {**twin, "reference": found.reading.reference})
 
     if why_not := _nothing_to_search(found):
-        line.skip("detect", why_not)
+        stages.skip("detect", why_not)
     else:
-        found.detected = line("detect", DetectResult, {**twin, **calibration, "seed": found.seed, "seconds": spec.detect.seconds})
+        found.detected = stages("detect", DetectResult, {**twin, **calibration, "seed": found.seed, "seconds": spec.detect.seconds})
         if recovered := [one.trigger for one in found.suspected if one.trigger is not None]:
             judged["recovered"] = recovered
-            found.submitted = line("measure", Measurement, {**model, **judged}, step="measure recovered")
+            found.submitted = stages("measure", Measurement, {**model, **judged}, step="measure recovered")
 
     if why_not := _nothing_to_purify(found):
         for step in ("purify", "write-back", "measure again"):
-            line.skip(step, why_not)
+            stages.skip(step, why_not)
         return
     how = {"method": spec.purify.method, "preset": spec.purify.preset, "seed": found.seed}
-    found.purified = line("purify", PurifyResult, {**twin, **calibration, **how})
-    found.written = line("write-back", WriteBackResult, {**model, "weights": found.purified.weights})
-    found.after = line("measure", Measurement, {**judged, "model": found.written.model.model_dump()}, step="measure again")
+    found.purified = stages("purify", PurifyResult, {**twin, **calibration, **how})
+    found.written = stages("write-back", WriteBackResult, {**model, "weights": found.purified.weights})
+    found.after = stages("measure", Measurement, {**judged, "model": found.written.model.model_dump()}, step="measure again")
 
 
-def _cut_out(found: Dossier, line: Line, request: Json, judged: Json) -> bool:
+def _cut_out(found: Dossier, stages: Stages, request: Json, judged: Json) -> bool:
     """Watch the gates in the graph; where they can be cut out, the graph without them is the repaired file, looked at and measured like any other."""
-    found.gates = line("gates", GatesResult, request)
+    found.gates = stages("gates", GatesResult, request)
     if found.gates.cut is None:
         found.remarks.append(Reason(code="gates.not-cut", text=f"The gates in the graph were not cut out of it: {found.gates.why}."))
         return False
     repaired = {"model": found.gates.cut.model_dump()}
     found.written = WriteBackResult(model=found.gates.cut, changes=[])
-    found.rescanned = line("scan", ScanResult, repaired, step="scan again")
-    found.after = line("measure", Measurement, {**judged, **repaired}, step="measure again")
+    found.rescanned = stages("scan", ScanResult, repaired, step="scan again")
+    found.after = stages("measure", Measurement, {**judged, **repaired}, step="measure again")
     for step in ("import", "detect", "purify", "write-back"):
-        line.skip(step, "the backdoor is in the graph and was cut out of it; to go on with the weights, audit the file that was written")
+        stages.skip(step, "the backdoor is in the graph and was cut out of it; to go on with the weights, audit the file that was written")
     return True
 
 
@@ -305,11 +305,11 @@ def _carry_out(
     found: Dossier, store: Store, outputs: Outputs, *, tracking_uri: str | None, experiment: str, accept_repaired: bool = False, parent: str | None = None
 ) -> AuditReport:
     """Examine, write, record, announce."""
-    line = Line(found, store, limits(found.spec, found.device))
+    stages = Stages(found, store, limits(found.spec, found.device))
     with suppress(StageFailed):  # it is in the dossier, and the verdict says so
-        examine(found, line)
-    report, request = write(found, line, outputs, accept_repaired=accept_repaired, tracking_uri=tracking_uri, experiment=experiment)
-    report, link = send(found, outputs, report, request | {"parent": parent}, line.limits)
+        examine(found, stages)
+    report, request = write(found, stages, outputs, accept_repaired=accept_repaired, tracking_uri=tracking_uri, experiment=experiment)
+    report, link = send(found, outputs, report, request | {"parent": parent}, stages.limits)
     announce(report, link)
     return report
 
@@ -320,12 +320,12 @@ def _settings(spec: str | None, **purify: str | None) -> AuditSpec:
     return settings.model_copy(update={"purify": settings.purify.model_copy(update=given)})
 
 
-def write(found: Dossier, line: Line, outputs: Outputs, *, accept_repaired: bool, tracking_uri: str | None, experiment: str) -> tuple[AuditReport, Json]:
+def write(found: Dossier, stages: Stages, outputs: Outputs, *, accept_repaired: bool, tracking_uri: str | None, experiment: str) -> tuple[AuditReport, Json]:
     """Write the output folder, the report in it; return the report, and what the tracking server is to be told."""
     from pipeline.tracking import absolute_tracking_uri
 
-    store = line.store
-    drawn = _draw(found, line)
+    store = stages.store
+    drawn = _draw(found, stages)
     plots = {name: store.path(digest).read_bytes() for name, digest in drawn.items()}
     outputs.discard("plots", "recovered", "purified", "purified.onnx", "masks.npz", "input_example.npy", PENDING)
     model = outputs.keep_model(found.written.model, store) if found.written and found.after else None
@@ -365,7 +365,7 @@ def _keep_trigger(one: Hypothesis, folder: str, outputs: Outputs, store: Store) 
     outputs.write(f"{folder}/trigger.yaml", yaml.safe_dump(fields, sort_keys=False).encode())
 
 
-def _draw(found: Dossier, line: Line) -> dict[str, str]:
+def _draw(found: Dossier, stages: Stages) -> dict[str, str]:
     """The pictures of the report, as digests; an audit is not lost for want of a picture."""
     if found.submitted is None:
         return {}
@@ -379,7 +379,7 @@ def _draw(found: Dossier, line: Line) -> dict[str, str]:
         "max_asr": found.spec.policy.max_asr,
     }
     try:
-        return line("plots", PlotsResult, drawn).plots
+        return stages("plots", PlotsResult, drawn).plots
     except (StageFailed, Defect) as error:
         found.failures.pop("plots", None)
         found.remarks.append(Reason(code="plots.failed", text=f"The report has no pictures: {error}."))

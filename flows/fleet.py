@@ -36,7 +36,7 @@ from pipeline.outputs import plain_name
 from pipeline.registry import FetchResult, ListResult, Named
 from pipeline.results import IntakeResult, Value
 from pipeline.sandbox import Limits, Progress, run
-from pipeline.tracking import absolute_tracking_uri
+from pipeline.tracking import absolute_tracking_uri, without_password
 
 CHANGED = "onnx-audit.verdict.changed"  # the Prefect event
 SETTLED = ("ACCEPT", "REPAIRED", "REJECT", "REFUSED")  # what is not looked at again while nothing changes; the rest is tried again
@@ -84,6 +84,8 @@ def fleet(
     """
     plan, store = read_fleet(Path(fleet)), Store()
     uri = absolute_tracking_uri(tracking_uri, Path.cwd())
+    if deployment and without_password(uri) != uri:  # parameters of runs are kept, and shown to all who may look at Prefect
+        raise BadInput("MLflow's address holds a password; give that to fleet and workers as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
     recorded = {"tracking_uri": uri, "experiment": experiment}
     assert plan.name is not None
     book = OpenResult.model_validate(connected("open-log", recorded | {"fleet": plan.name}))
@@ -236,7 +238,7 @@ def _elsewhere(jobs: dict[str, Job], options: Options, deployment: str, *, since
                     runs[name] = _start(name, jobs[name], options, deployment, f"{since}-{attempts[name]}")
                     continue
                 del runs[name]
-                yield name, _outcome(jobs[name], now)
+                yield name, _failed(jobs[name], f"{ATTEMPTS} workers took it, and none began") if lost else _outcome(jobs[name], now)
 
 
 def _start(name: str, job: Job, options: Options, deployment: str, which: str) -> FlowRun:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import tiny
 import yaml
 from conftest import Place
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Failed, Pending
 
+import flows.fleet
 from flows.cli import code_of
+from pipeline.artifact import ModelArtifact
+from pipeline.config import AuditSpec
 from pipeline.errors import BadInput, SpecRefused
 from pipeline.fleet import Member, bring, files_of, only_once, read_fleet, versions_of
+from pipeline.inputs import Inputs, Job
 
 
 @pytest.fixture
@@ -79,6 +87,37 @@ def test_a_fleet_that_is_wrong_is_refused(here: Place) -> None:
     (here.folder / "fleet.yaml").write_text("models: [{paths: x}]")
     done = here.command("fleet", "fleet.yaml")
     assert done.returncode == 2 and "models.0" in done.stderr, done.stderr
+
+
+def test_a_password_in_mlflows_address_goes_into_no_parameters(here: Place) -> None:
+    (here.folder / "fleet.yaml").write_text("models: [{models: '*.onnx'}]\n")
+    done = here.command("fleet", "fleet.yaml", "--deployment", "audit-job/audit-job", "--tracking-uri", "https://me:secret@mlflow.example")
+    assert done.returncode == 2 and "MLFLOW_TRACKING_PASSWORD" in done.stderr and "secret@" not in done.stdout + done.stderr
+
+
+def test_a_run_that_a_worker_took_and_did_not_begin_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's states, and no server: what it would be asked for is counted."""
+    asked: list[str] = []
+    given_up: list[str] = []
+
+    def start(name: str, job: Job, options: object, deployment: str, which: str) -> FlowRun:
+        asked.append(which)
+        slow = len(asked) <= (1 if name == "later" else flows.fleet.ATTEMPTS + 1)
+        taken = Pending(timestamp=datetime.now(UTC) - timedelta(seconds=2 * flows.fleet.LOST))
+        return FlowRun(flow_id=uuid4(), state=taken if slow else Failed(message="it began, and the model is none"))
+
+    inputs = Inputs(calibration={}, holdout={}, triggers=[], shape=(8, 8, 3), calibrated=frozenset())
+    job = Job(name="m", model=ModelArtifact(files={"model.onnx": f"sha256:{'0' * 64}"}), spec=AuditSpec(), inputs=inputs)
+    options = flows.fleet.Options(tracking_uri="x", experiment="x", parent="x", out=None)
+    monkeypatch.setattr("flows.fleet._start", start)
+    monkeypatch.setattr("flows.fleet._states", dict)
+    monkeypatch.setattr("flows.fleet._set_state", lambda run, state: given_up.append(state.type))
+    monkeypatch.setattr("flows.fleet.LOOK", 0.0)
+    [(_, line)] = flows.fleet._elsewhere({"later": job}, options, "d", since="s")
+    assert line.reasons == ["it began, and the model is none"] and asked == ["s-1", "s-2"] and given_up == [StateType.CRASHED]
+    asked.clear()
+    [(_, line)] = flows.fleet._elsewhere({"never": job}, options, "d", since="s")
+    assert (line.verdict, line.reasons) == ("FAILED", ["3 workers took it, and none began"]) and asked == ["s-1", "s-2", "s-3"]
 
 
 def test_where_a_fleet_lies_is_where_its_paths_begin(folder: Path) -> None:
