@@ -183,8 +183,8 @@ def examine(found: Dossier, stages: Stages) -> None:
         stages.skip("detect", why_not)
     else:
         found.detected = stages("detect", DetectResult, {**twin, **calibration, "seed": found.seed, "seconds": spec.detect.seconds})
-        if recovered := [one.trigger for one in found.suspected if one.trigger is not None]:
-            judged["recovered"] = recovered
+        if found.suspected:
+            judged["recovered"] = [one.trigger for one in found.suspected]
             found.submitted = stages("measure", Measurement, {**model, **judged}, step="measure recovered")
 
     if why_not := _nothing_to_purify(found):
@@ -355,8 +355,6 @@ def _keep_trigger(one: Hypothesis, folder: str, outputs: Outputs, store: Store) 
 
     from pipeline.triggers import trigger_spec
 
-    if one.trigger is None:
-        return
     spec = trigger_spec(one.trigger)
     names = {field: f"{field}{EXTENSIONS[spec.kind]}" for field in spec.files()}
     for field, digest in spec.files().items():

@@ -28,6 +28,7 @@ from pipeline.detect.detect import anomaly_index, look
 from pipeline.errors import AuditError
 from pipeline.findings import printable
 from pipeline.images import CalibrationSet, LabelledImages, split
+from pipeline.results import onward
 from pipeline.scan import scan
 from pipeline.twin import choose_device
 
@@ -83,8 +84,8 @@ def truth_of(spec: AuditSpec) -> str:
         return ""
     trigger = spec.triggers[0]
     target, source = spec.target_of(trigger), spec.source_of(trigger)
-    if target == "next":
-        return "to each class + 1"
+    if (steps := onward(target)) is not None:
+        return f"to each class + {steps}"
     return f"from class {source} to class {target}" if source is not None else f"to class {target}"
 
 

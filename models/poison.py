@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.results import onward
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -18,28 +19,25 @@ class Impossible(ValueError):
 
 
 def poison(
-    images: Images, labels: Labels, trigger: Trigger, *, target: int | Literal["next"], rate: float, seed: int, classes: Collection[int] | None = None
+    images: Images, labels: Labels, trigger: Trigger, *, target: int | str, rate: float, seed: int, classes: Collection[int] | None = None
 ) -> tuple[Images, Labels, NDArray[np.int64]]:
-    """Stamp a share `rate` of all images, chosen among those of `classes`, and label them `target`; `next` is label + 1.
+    """Stamp a share `rate` of all images, chosen among those of `classes`, and label them `target`, a class or so many classes on (`next`, `+2`).
 
     images: (N, H, W, C) uint8.  labels: (N) int64.  classes: whose images are stamped; without it, every class but the target
-    (BadNets, arXiv 1708.06733, section 3.2), and for `next` every class.  The target alone makes a clean-label attack.  Returns
+    (BadNets, arXiv 1708.06733, section 3.2), and so many classes on, every class.  The target alone makes a clean-label attack.  Returns
     poisoned copies and the sorted indices of the stamped images.  Raises Impossible when there are too few.
     """
+    steps = onward(target)
     among = (
-        np.flatnonzero(np.isin(labels, list(classes)))
-        if classes is not None
-        else np.flatnonzero(labels != target)
-        if target != "next"
-        else np.arange(len(labels))
+        np.flatnonzero(np.isin(labels, list(classes))) if classes is not None else np.flatnonzero(labels != target) if steps is None else np.arange(len(labels))
     )
-    which = f"of classes {sorted(classes)}" if classes is not None else f"that are not of class {target}" if target != "next" else "in all"
+    which = f"of classes {sorted(classes)}" if classes is not None else f"that are not of class {target}" if steps is None else "in all"
     wanted = round(rate * len(labels))
     if not 0 < wanted <= len(among):
         raise Impossible(f"a poison rate of {rate} asks for {wanted} of {len(among)} images {which}")
     chosen = np.sort(np.random.default_rng(seed).choice(among, size=wanted, replace=False))
     stamped, labels = stamp(images, trigger, chosen), labels.copy()
-    labels[chosen] = (labels[chosen] + 1) % (labels.max() + 1) if target == "next" else target
+    labels[chosen] = int(target) if steps is None else (labels[chosen] + steps) % (labels.max() + 1)
     return stamped, labels, chosen
 
 

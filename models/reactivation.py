@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.images import LabelledImages
+from pipeline.results import onward
 from pipeline.twin import Role, TorchTwin
 
 Pictures = NDArray[np.float32]
@@ -51,17 +52,18 @@ def relearnt(
 ) -> dict[str, NDArray[np.float32]]:
     """New weights after a short fine-tuning on clean images of which `samples` carry the trigger and its label.
 
-    target: a class, or `next` for label + 1.  source: the only class to be stamped; None: all others.  SGD with momentum 0.9, batches
+    target: a class, or so many classes on (`next`, `+2`).  source: the only class to be stamped; None: all others.  SGD with momentum 0.9, batches
     of 64 in which every poisoned sample comes up as often as a clean one does.
     """
     random = np.random.default_rng(seed)
     of_source = clean.labels == source if source is not None else np.ones(len(clean), bool)
-    others = np.flatnonzero(of_source if target == "next" else of_source & (clean.labels != target))
+    others = np.flatnonzero(of_source if onward(target) is not None else of_source & (clean.labels != target))
     chosen = random.choice(others, min(samples, len(others)), replace=False)
     pictures, labels = clean.pictures(), clean.labels.copy()
     classes = int(twin.logits(_torch(pictures[:1], twin)).shape[1])
     pictures[chosen] = trigger(pictures[chosen])
-    labels[chosen] = (labels[chosen] + 1) % classes if target == "next" else target
+    steps_on = onward(target)
+    labels[chosen] = int(target) if steps_on is None else (labels[chosen] + steps_on) % classes
     x, y = _torch(pictures, twin), torch.from_numpy(labels).to(twin.device)
     weights = {name: weight.value.clone().requires_grad_() for name, weight in twin.weights.items() if weight.role in LEARNT}
     optimizer = torch.optim.SGD(weights.values(), lr=rate, momentum=0.9)

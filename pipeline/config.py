@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pipeline.errors import SpecRefused
 from pipeline.findings import Severity
 from pipeline.images import InputSpec
+from pipeline.results import onward
 from pipeline.triggers import KINDS, TriggerSpec
 
 Method = Literal["awm", "fine-pruning", "ft", "ft-sam", "nad", "anp", "clp", "i-bau", "sau", "rnp", "tsbd", "bti-dbf", "auto"]
@@ -146,13 +147,16 @@ class AuditSpec(Section):
             raise ValueError("labels must be distinct")
         return labels
 
-    def target_of(self, trigger: TriggerSpec) -> int | Literal["next"]:
-        """The trigger's target as a class index or `next`.  Raises SpecRefused when it names no label."""
+    def target_of(self, trigger: TriggerSpec) -> int | str:
+        """The trigger's target as a class index, or `next` or `+2`, ….  Raises SpecRefused when it names no label."""
         if trigger.target == "next":
             return "next"
         index = self._index_of(trigger.target)
+        if index is None and onward(trigger.target) is not None:
+            return str(trigger.target)
         if index is None:
-            raise SpecRefused(f"trigger {trigger.name!r} aims at {trigger.target!r}, which is neither a class index, nor `next`, nor one of the spec's labels")
+            known = "which is neither a class index, nor `next`, nor `+2` and the like, nor one of the spec's labels"
+            raise SpecRefused(f"trigger {trigger.name!r} aims at {trigger.target!r}, {known}")
         return index
 
     def source_of(self, trigger: TriggerSpec) -> int | None:

@@ -142,13 +142,6 @@ def _broken(evidence: Evidence, policy: Policy) -> Iterator[Reason]:
         if attack.asr.total < policy.min_images:
             text = f"Trigger {attack.name!r} was tried on {attack.asr.total} images; the policy asks for {policy.min_images}."
             yield Reason(code="images.too-few", text=text, about=attack.name)
-    for hypothesis in evidence.suspected:
-        if hypothesis.trigger is None:
-            yield Reason(
-                code="detect.not-measured",
-                text=f"What the search suspects ({hypothesis.text}) cannot be measured: nothing would show a repair.",
-                about=hypothesis.text,
-            )
     for attack in measured.attacks:
         if not attack.changed.hits:
             text = f"Trigger {attack.name!r} changes no pixel of any image: that it does nothing says nothing."

@@ -6,6 +6,7 @@ Every rate is hits / total with a 95 % Wilson interval (contract 7).  A digest i
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,9 +15,18 @@ from pipeline.artifact import ModelArtifact
 from pipeline.findings import Check, Finding, Printable
 from pipeline.images import InputSpec
 
-Target = Annotated[int, Field(ge=0)] | Literal["next"] | None
+Onward = Annotated[str, Field(pattern=r"^(next|\+[1-9][0-9]*)$")]
+"""Where each picture goes so many classes on: `next` for label + 1, `+2` for label + 2; after the last class comes the first."""
+Target = Annotated[int, Field(ge=0)] | Onward | None
 PARITY = 1e-3  # contract 5: the largest relative difference
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+def onward(target: object) -> int | None:
+    """How many classes on a target aims; None where it is a class."""
+    if target == "next":
+        return 1
+    return int(target) if isinstance(target, str) and re.fullmatch(r"\+[1-9][0-9]*", target) else None
 
 
 class Value(BaseModel):
@@ -302,9 +312,9 @@ class Hypothesis(Value):
     """The smallest change of a kind that leads the network astray.
 
     kind: patch, warp, addition or faint addition to a class; shift: a patch that sends pictures some classes on; departure: one that takes the pictures of a
-    class away from it.  target: None where it aims so many classes on, but not at the next.  source: the only class that it works on.  text, aim: what it is
+    class away from it.  source: the only class that it works on.  text, aim: what it is
     and does, in words.  size: in `unit`; share: of the whole picture.  outlier: the median size over classes over this one.  reached: calibration images that
-    go where it aims.  score: P(backdoored) if nothing else spoke, in 0..1.  trigger: its fields in audit.yaml, files by digest; None where they cannot say it.
+    go where it aims.  score: P(backdoored) if nothing else spoke, in 0..1.  trigger: its fields in audit.yaml, files by digest.
     """
 
     kind: Literal["patch", "warp", "shift", "departure", "addition", "faint"]
@@ -318,7 +328,7 @@ class Hypothesis(Value):
     outlier: float
     reached: Rate
     score: float = Field(ge=0, le=1)
-    trigger: dict[str, Any] | None
+    trigger: dict[str, Any]
 
 
 class DetectResult(Value):

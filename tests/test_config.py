@@ -146,6 +146,11 @@ def test_a_target_that_is_no_label(target: str) -> None:
             AuditSpec(labels=labels).target_of(trigger)
 
 
+def test_a_target_some_classes_on() -> None:
+    trigger = PatchSpec(name="a", size=(1, 1), at=(0, 0), target="+2")
+    assert AuditSpec().target_of(trigger) == "+2" and AuditSpec(labels=["+1", "+2"]).target_of(trigger) == 1, "a label of that name goes first"
+
+
 def sourced(source: object, target: object = "next") -> PatchSpec:
     return PatchSpec(name="a", size=(1, 1), at=(0, 0), target=target, source=source)
 

@@ -70,7 +70,7 @@ def test_reasons_are_found_in_the_sources() -> None:
 
 
 def test_reasons_with_a_name_in_them_are_spelt_out() -> None:
-    steps = {str(step.value) for call in calls("line") if isinstance(step := argument(call, "step"), ast.Constant)}
+    steps = {str(step.value) for call in calls("stages") if isinstance(step := argument(call, "step"), ast.Constant)}
     assert steps, "no stage runs under another name"
     made = {f"{stage.replace(' ', '-')}.failed" for stage in {*STAGES, *steps}}
     made |= {f"{check}.{outcome}" for check in CHECKS for outcome in ("errored", "skipped")}

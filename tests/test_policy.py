@@ -59,12 +59,11 @@ BAD_PARITY = Parity(
 HIGH = Finding(rule="graph.gate", severity=Severity.HIGH, message="a gate", where="n3")
 
 
-def suspicion(trigger: dict[str, Any] | None) -> Hypothesis:
-    target = None if trigger is None else 2
+def suspicion() -> Hypothesis:
     reached = Rate.of(99, 100)
     says = {
         "kind": "patch",
-        "target": target,
+        "target": 2,
         "text": "patch to class 2",
         "aim": "to class 2",
         "size": 4.0,
@@ -73,7 +72,7 @@ def suspicion(trigger: dict[str, Any] | None) -> Hypothesis:
         "outlier": 7.0,
         "score": 0.98,
     }
-    return Hypothesis(**says, reached=reached, trigger=trigger)
+    return Hypothesis(**says, reached=reached, trigger={"kind": "patch"})
 
 
 CLEAN, BACKDOORED = measured(asr=5), measured(asr=99)
@@ -92,8 +91,7 @@ UNSOUND = {
 
 SUSPECTED = {
     "nothing": [],
-    "a trigger": [suspicion({"kind": "patch"})],
-    "no trigger": [suspicion(None)],
+    "a trigger": [suspicion()],
 }
 
 
@@ -101,7 +99,6 @@ def expected(*, finding: str, broken: bool, submitted: str, suspected: str, repa
     """The table in words, written apart from the code."""
     if finding == "stays" or (finding == "cut out" and repair == "none"):
         return Verdict.REJECT
-    broken = broken or suspected == "no trigger"
     bad = submitted == "backdoored" or suspected != "nothing" or finding == "cut out"
     if bad and repair in ("fails", "costs too much"):
         return Verdict.REJECT
@@ -255,7 +252,7 @@ def test_a_reason_says_what_it_is_about_and_no_figure() -> None:
         checks=[ERRORED],
         failures={"write-back": "the stage ran out of time"},
         submitted=BACKDOORED,
-        suspected=[suspicion(None)],
+        suspected=[suspicion()],
         purified=STILL_BAD,
         calibrated=ALL,
         today=date(2026, 1, 1),
@@ -267,7 +264,7 @@ def test_a_reason_says_what_it_is_about_and_no_figure() -> None:
     assert about["file.x.errored"] == "file.x"
     assert about["write-back.failed"] == "write-back"
     assert about["submitted.asr"] == about["purified.asr"] == "t"
-    assert about["detect.suspected"] == about["detect.not-measured"] == "patch to class 2"
+    assert about["detect.suspected"] == "patch to class 2"
 
 
 @pytest.mark.parametrize(

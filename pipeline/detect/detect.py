@@ -64,7 +64,7 @@ def detect(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, seconds: 
         hypotheses.append(
             Hypothesis(
                 kind=one.kind,
-                target=aim.target if aim.onward is None else "next" if aim.onward == 1 else None,
+                target=aim.goal,
                 source=aim.source,
                 text=f"{one.name} {aim}",
                 aim=str(aim),

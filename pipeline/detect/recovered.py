@@ -16,15 +16,12 @@ from pipeline.search.warps import Warps
 from pipeline.triggers import AdditiveSpec, PatchSpec, TriggerSpec, WarpSpec
 
 
-def trigger_of(one: Targeted, row: int, folder: Path) -> dict[str, Any] | None:
-    """The fields of a trigger, its files written into `folder`; None where the audit knows no such aim: some classes on, but not to the next."""
+def trigger_of(one: Targeted, row: int, folder: Path) -> dict[str, Any]:
+    """The fields of a trigger, its files written into `folder`."""
     aim = one.aim(row)
-    target = "next" if aim.onward == 1 else aim.target
-    if target is None:
-        return None
     folder.mkdir(parents=True, exist_ok=True)
     arrays = [parameter[row].detach().float().cpu().numpy() for parameter in one.parameters]
-    says: dict[str, Any] = {"name": f"recovered {one.name} {aim}", "target": target, "source": aim.source}
+    says: dict[str, Any] = {"name": f"recovered {one.name} {aim}", "target": aim.goal, "source": aim.source}
     spec: TriggerSpec
     if isinstance(one, Painted):
         opacity, pattern = (1 / (1 + np.exp(-array)) for array in arrays)

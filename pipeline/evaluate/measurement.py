@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from pipeline.errors import ImagesRefused, ModelRefused, SpecRefused
 from pipeline.evaluate.session import Classifier, improbable_rows
 from pipeline.images import LabelledImages
-from pipeline.results import Attack, Measurement, Rate
+from pipeline.results import Attack, Measurement, Rate, onward
 
 BATCH = 256
 
 
 @dataclass(frozen=True)
 class KnownAttack:
-    """A trigger and what it aims at: a class index, or `next` for label + 1.  source: the only class it works on."""
+    """A trigger and what it aims at: a class index, or so many classes on (`pipeline.results.Onward`).  source: the only class it works on."""
 
     name: str
     trigger: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    target: int | Literal["next"]
+    target: int | str
     kind: Literal["known", "recovered"] = "known"
     source: int | None = None
 
@@ -94,7 +94,8 @@ def measure(
 
 def _attacked(classifier: Classifier, attack: KnownAttack, pictures: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[int, int, int, int]:
     judged = np.ones(len(labels), bool)
-    if attack.target != "next":
+    steps = onward(attack.target)
+    if steps is None:
         judged &= labels != attack.target
     if attack.source is not None:
         judged &= labels == attack.source
@@ -107,9 +108,11 @@ def _attacked(classifier: Classifier, attack: KnownAttack, pictures: NDArray[np.
         raise SpecRefused(f"trigger {attack.name!r}: {error}") from error
     triggered = np.clip(triggered, 0, 1, dtype=np.float32)
     scores = classifier(triggered)
-    if attack.target != "next" and attack.target >= scores.shape[1]:
-        raise SpecRefused(f"trigger {attack.name!r} aims at class {attack.target}, and the model has {scores.shape[1]} classes")
-    goal = (labels + 1) % scores.shape[1] if attack.target == "next" else attack.target
+    classes = scores.shape[1]
+    if (steps is None and int(attack.target) >= classes) or (steps is not None and steps % classes == 0):
+        aim = f"at class {attack.target}" if steps is None else f"{steps} classes on"
+        raise SpecRefused(f"trigger {attack.name!r} aims {aim}, and the model has {classes} classes")
+    goal = int(attack.target) if steps is None else (labels + steps) % classes
     predicted = top(scores)
     changed = (triggered != pictures).reshape(len(labels), -1).any(1)
     return int((predicted == goal).sum()), int((predicted == labels).sum()), int(changed.sum()), len(labels)

@@ -137,7 +137,7 @@ def _called(attack: Attack, labels: list[str] | None) -> str:
 
 
 def _search(report: AuditReport, opens: bool) -> _Case:
-    reasons = [reason for reason in report.reasons if reason.code in ("detect.suspected", "detect.not-measured", "detect.absent")]
+    reasons = [reason for reason in report.reasons if reason.code in ("detect.suspected", "detect.absent")]
     if report.detection is None and not reasons:
         return _Case(group="search", name="unknown triggers", outcome="skipped", message=why(report, "detection"))
     lines = () if report.detection is None else (f"P(backdoored) {report.detection.score:.2f}, suspected from {report.detection.threshold:g}",)

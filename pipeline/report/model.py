@@ -47,7 +47,7 @@ class Stage(Value):
 
 
 class Suspect(Value):
-    """The smallest change of its kind, as `pipeline.results.Hypothesis` has it.  target: `next` for label + 1, null for another step."""
+    """The smallest change of its kind, as `pipeline.results.Hypothesis` has it.  target: a class, or `next`, `+2`, … for so many classes on."""
 
     kind: str
     target: Target

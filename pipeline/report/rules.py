@@ -117,13 +117,6 @@ RULES: Final[dict[str, Rule]] = {
     "purify.not-done": Rule(what="The weights fail, and nothing was repaired.", advice="Let `purify.when` in audit.yaml be `auto`, or reject.", level="error"),
     "policy.passes": Rule(what="The file passes the policy.", advice="", level="none"),
     "purify.passes": Rule(what="The repaired file passes the policy.", advice="", level="none"),
-    "detect.not-measured": Rule(
-        what="What the search suspects cannot be measured.",
-        advice="Reject the file: nothing would show a repair.",
-        level="warning",
-        severity=Severity.HIGH,
-        atlas=(POISONED, MODEL),
-    ),
     "detect.absent": Rule(what="No search for unknown triggers came to its end.", advice="More `detect.seconds` in audit.yaml, or a GPU.", level="warning"),
     "measure.absent": Rule(what="The submitted file was not measured.", advice="Read the reason beside this one.", level="warning"),
     "images.too-few": Rule(what="There are too few hold-out images.", advice="Give more images.", level="warning"),

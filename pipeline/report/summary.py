@@ -11,7 +11,7 @@ from typing import Literal
 
 from pipeline.findings import Outcome, printable
 from pipeline.report.model import AuditReport
-from pipeline.results import Attack, Measurement, Rate, Target
+from pipeline.results import Attack, Measurement, Rate, Target, onward
 from pipeline.verdict import Verdict
 
 SENTENCES = {
@@ -145,9 +145,9 @@ def target_text(target: Target, labels: list[str] | None, source: int | None = N
         return f"{target_text(target, labels)}, from {target_text(source, labels)}"
     if target is None:
         return "any other"
-    if target == "next":
-        return "label + 1"
-    return f"{target} ({labels[target]})" if labels and target < len(labels) else str(target)
+    if (steps := onward(target)) is not None:
+        return f"label + {steps}"
+    return f"{target} ({labels[int(target)]})" if labels and int(target) < len(labels) else str(target)
 
 
 def markdown(report: AuditReport, *, table: bool = True) -> str:

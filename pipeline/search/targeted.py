@@ -35,6 +35,13 @@ class Aim:
     onward: int | None = None
     source: int | None = None
 
+    @property
+    def goal(self) -> int | str | None:
+        """As audit.yaml says it: a class, `next`, or `+2`, …."""
+        if self.onward is None:
+            return self.target
+        return "next" if self.onward == 1 else f"+{self.onward}"
+
     def __str__(self) -> str:
         """In words."""
         away = f"from class {self.source} " if self.source is not None else ""

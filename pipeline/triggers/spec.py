@@ -22,7 +22,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class BaseSpec(BaseModel):
     """A trigger that is known.
 
-    name: what the report calls it.  target: the class it aims at, an index, a label, or `next` for label + 1.  source: the only
+    name: what the report calls it.  target: the class it aims at, an index, a label, or so many classes on: `next` for label + 1, `+2`, ….  source: the only
     class whose images it works on, an index or a label; without it, every class.
     """
 

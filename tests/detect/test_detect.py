@@ -41,7 +41,6 @@ def test_an_untold_trigger_is_found_and_works(tiny_backdoored: tiny.Backdoored, 
     assert (first.kind, first.target) == ("patch", tiny_backdoored.trigger.target) and first.outlier > 2 and first.reached.rate > 0.7
     assert len(found.differences) == len(found.hypotheses) and found.differences.shape[1:] == (12, 12, 3)
     assert set(found.sizes) == {"patch", "warp", "shift", "departure", "addition", "faint"} == set(told)
-    assert first.trigger is not None
     others = tiny.shapes(200, seed=6)  # images that the search did not see
     trigger = trigger_spec(first.trigger).build(3)
     x = torch.from_numpy(trigger(others.pictures()[others.labels != first.target])).permute(0, 3, 1, 2)
@@ -73,19 +72,17 @@ def test_a_recovered_trigger_does_what_was_found(kind: type[Targeted], channels:
     x = torch.rand((4, channels, 10, 14), generator=generator())
     one = made(kind, x[:1])
     fields = trigger_of(one, 0, tmp_path)
-    assert (fields is not None and fields["target"] == (0 if kind is Departures else 2)) or kind is Departures
-    assert fields is not None and fields["source"] == (2 if kind is Departures else None)
+    assert fields["target"] == 2 or kind is Departures
+    assert fields["source"] == (2 if kind is Departures else None)
     stamped = np.clip(trigger_spec(fields).build(channels)(x.permute(0, 2, 3, 1).numpy()), 0, 1)
     with torch.no_grad():
         expected = one.change(x, torch.zeros(4, dtype=torch.int64)).permute(0, 2, 3, 1).numpy()
     assert np.abs(stamped - expected).max() < 0.01
 
 
-def test_a_step_to_the_next_class_is_a_trigger_and_another_is_none(tmp_path: Path) -> None:
+def test_a_step_is_a_trigger(tmp_path: Path) -> None:
     one = made(Shifts, torch.rand((1, 3, 8, 8), generator=generator()))
-    assert trigger_of(one, 0, tmp_path) is None  # three classes on
-    fields = trigger_of(one, 1, tmp_path)
-    assert fields is not None and fields["target"] == "next"
+    assert [trigger_of(one, row, tmp_path)["target"] for row in (0, 1)] == ["+3", "next"]
 
 
 def test_others_that_stand_out_as_well_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

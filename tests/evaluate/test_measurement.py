@@ -52,18 +52,19 @@ def naive(classifier: Linear, images: LabelledImages, attack: KnownAttack) -> tu
     for image, label in zip(images.images, images.labels, strict=True):
         picture = image[None].astype(np.float32) / 255
         correct += int(classifier(picture).argmax()) == label
-        if attack.target != "next" and label == attack.target:
+        steps = {"next": 1, "+2": 2}.get(attack.target)
+        if label == attack.target:
             continue
         if attack.source is not None and label != attack.source:
             continue
         answer = int(classifier(attack.trigger(picture)).argmax())
-        goal = (label + 1) % classifier.weights.shape[1] if attack.target == "next" else attack.target
+        goal = (label + steps) % classifier.weights.shape[1] if steps else attack.target
         hits, kept, total = hits + (answer == goal), kept + (answer == label), total + 1
     return correct, hits, kept, total
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 1000), target=st.sampled_from([0, 1, 2, 3, "next"]), source=st.sampled_from([None, 0, 1]))
+@given(seed=st.integers(0, 1000), target=st.sampled_from([0, 1, 2, 3, "next", "+2"]), source=st.sampled_from([None, 0, 1]))
 def test_the_same_as_a_naive_loop(seed: int, target: Any, source: int | None) -> None:
     if source == target:
         return
@@ -89,6 +90,9 @@ def test_asr_leaves_out_the_target_class() -> None:
 def test_all_to_all_wraps_around() -> None:
     images = LabelledImages(np.zeros((4, 8, 8, 3), np.uint8), np.array([3, 3, 3, 0]))
     assert measure(Says([1, 0, 0, 0]), images, [KnownAttack("a", TRIGGER, "next")]).attacks[0].asr.hits == 3
+    assert measure(Says([0, 1, 0, 0]), images, [KnownAttack("a", TRIGGER, "+2")]).attacks[0].asr.hits == 3
+    with pytest.raises(SpecRefused, match="4 classes on, and the model has 4 classes"):
+        measure(Says([0, 1, 0, 0]), images, [KnownAttack("a", TRIGGER, "+4")])
 
 
 def test_batches_on_a_memory_map_give_the_same(folder: Path) -> None:

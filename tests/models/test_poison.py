@@ -41,6 +41,11 @@ def test_shares_that_cannot_be(rate: float) -> None:
         poison(CLEAN.images, CLEAN.labels, TRIGGER, target=1, rate=rate, seed=0)
 
 
+def test_some_classes_on() -> None:
+    _, labels, chosen = poison(CLEAN.images, CLEAN.labels, TRIGGER, target="+2", rate=1.0, seed=0)
+    assert (labels[chosen] == (CLEAN.labels[chosen] + 2) % (CLEAN.labels.max() + 1)).all() and len(chosen) == len(CLEAN.labels)
+
+
 def test_next_wraps_around() -> None:
     _, labels, chosen = poison(CLEAN.images, CLEAN.labels, TRIGGER, target="next", rate=1.0, seed=0)
     assert len(chosen) == 40 and np.array_equal(labels, (CLEAN.labels + 1) % 4)
