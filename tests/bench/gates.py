@@ -44,7 +44,7 @@ def main() -> None:
         images = read(host.images)
         print("| seen by | travels | joins | ASR submitted | repaired | accuracy lost, points |\n|---|---|---|---:|---:|---:|")
         for kind in graph_backdoors.kinds():
-            if kind[1] == "straight" or kind[0] == "comparison":
+            if (kind[1] == "straight" or kind[0] == "comparison") and kind[0] != "stem":  # that one is no better than the layer that it reads
                 print(f"| {' | '.join(kind)} | {survived(kind, host, images, preset, Path(tempfile.mkdtemp(dir=name)))} |", flush=True)
 
 
