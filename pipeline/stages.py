@@ -45,6 +45,7 @@ from pipeline.sandbox import confine
 
 if TYPE_CHECKING:
     from pipeline.evaluate.session import Classifier
+    from pipeline.twin import TorchTwin
 
 Json = dict[str, Any]
 PARITY_IMAGES = (8, 64)  # at least and at most
@@ -198,6 +199,22 @@ def import_model(desk: Desk, *, model: Json, facts: Json, reading: Json, referen
     return ImportResult(parity=parity, noise=noise, others=others, bound=bound(twin, copy), unbound=[*twin.unbound, *left], batch=twin.batch)
 
 
+def _learner(desk: Desk, *, model: Json, facts: Json, reading: Json, output: str | None, probabilities: bool, seed: int, device: str) -> TorchTwin:
+    """The torch twin, on its device, in a process whose draws are seeded and whose memory stays."""
+    import torch
+
+    from pipeline.allocator import keep_freed_memory
+    from pipeline.convert.to_torch import convert
+    from pipeline.twin import choose_device
+
+    keep_freed_memory()
+    place = choose_device(device)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    twin, _ = convert(desk.model(model), InputSpec.model_validate(reading), ModelFacts.model_validate(facts), output=output, probabilities=probabilities)
+    return twin.to(place)
+
+
 def purify(
     desk: Desk,
     *,
@@ -214,21 +231,14 @@ def purify(
 ) -> PurifyResult:
     """Find new values for the weights, on the torch twin, from calibration images alone."""
     import numpy as np
-    import torch
 
-    from pipeline.allocator import keep_freed_memory
-    from pipeline.convert.to_torch import convert
     from pipeline.purify import methods
-    from pipeline.twin import choose_device, device_name
+    from pipeline.twin import device_name
 
-    keep_freed_memory()
-    place = choose_device(device)
-    torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    twin, _ = convert(desk.model(model), InputSpec.model_validate(reading), ModelFacts.model_validate(facts), output=output, probabilities=probabilities)
+    twin = _learner(desk, model=model, facts=facts, reading=reading, output=output, probabilities=probabilities, seed=seed, device=device)
     started = time.monotonic()
     purified = methods()[method](
-        twin.to(place),
+        twin,
         CalibrationSet.load(calibration),
         preset=preset,
         seed=seed,
@@ -244,7 +254,7 @@ def purify(
         method=method,
         preset=preset,
         seconds=seconds,
-        device=device_name(place),
+        device=device_name(twin.device),
         weights=str(paths["weights.npz"]),
         masks=str(paths["masks.npz"]),
         perturbation=str(paths["perturbation.npy"]) if purified.perturbation is not None else None,
@@ -269,23 +279,17 @@ def detect(
 ) -> DetectResult:
     """Search for triggers that nobody told of, on the torch twin, from calibration images alone."""
     import numpy as np
-    import torch
 
-    from pipeline.allocator import keep_freed_memory
-    from pipeline.convert.to_torch import convert
     from pipeline.detect import bank
     from pipeline.detect.detect import METHOD
     from pipeline.detect.detect import detect as search
-    from pipeline.twin import choose_device, device_name
+    from pipeline.twin import device_name
 
-    keep_freed_memory()
-    place, images = choose_device(device), CalibrationSet.load(calibration)
-    torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    twin, _ = convert(desk.model(model), InputSpec.model_validate(reading), ModelFacts.model_validate(facts), output=output, probabilities=probabilities)
+    twin = _learner(desk, model=model, facts=facts, reading=reading, output=output, probabilities=probabilities, seed=seed, device=device)
+    images = CalibrationSet.load(calibration)
     started = time.monotonic()
     found = search(
-        twin.to(place),
+        twin,
         images,
         seed=seed,
         seconds=seconds,
@@ -305,7 +309,7 @@ def detect(
         backdoored=[score for score, one in scores if one.backdoored],
         complete=found.complete,
         seconds=time.monotonic() - started,
-        device=device_name(place),
+        device=device_name(twin.device),
         notes=found.notes,
     )
 

@@ -313,7 +313,7 @@ def _log_model(client: MlflowClient, run: Run, path: Path, input_example: str | 
     files = {"purified.onnx": path} | {_inside(location): path.parent / location for location in data}
     onnx.load_external_data_for_model(model, str(path.parent.absolute()))
     run_id = run.info.run_id
-    logged = client.create_logged_model(run.info.experiment_id, name=MODEL, source_run_id=run_id)
+    logged = client.create_logged_model(run.info.experiment_id, name=MODEL, source_run_id=run_id, params=client.get_run(run_id).data.params)
     info = mlflow.onnx.log_model(
         model,
         name=MODEL,
