@@ -145,7 +145,7 @@ def listening() -> set[tuple[str, int]]:
 def test_everything_runs_and_its_secrets_are_private(servers: dict[str, str], servers_folder: Path) -> None:
     ended = servers_script("status", servers_folder)
     assert ended.returncode == 0 and ended.stdout.count(" runs ") == 4, ended.stdout
-    for name in ("servers.json", "env", "mlflow.ini"):
+    for name in ("servers.json", "env", "databases", "mlflow.ini"):
         assert (servers_folder / name).stat().st_mode & 0o077 == 0, name
     again = servers_script("up", servers_folder)
     assert again.returncode == 0 and "all run already" in again.stdout
