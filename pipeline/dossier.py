@@ -238,5 +238,5 @@ def _best_of(scores: Mapping[str, Rate]) -> tuple[str, str]:
 
 
 def _rates(row: Any) -> list[tuple[str, str, Any]]:
-    name = "acc" if row.metric == "ACC" else f"{row.metric.lower()}.{row.kind}.{row.name}"
+    name = "acc" if row.metric == "ACC" else f"{row.metric.lower()}.{row.kind}.{row.name.removeprefix('recovered ')}"
     return [(name, when, rate) for when, rate in (("before", row.before), ("after", row.after)) if rate is not None]
