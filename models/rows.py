@@ -7,35 +7,34 @@ import io
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-R = TypeVar("R")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
 
 
 def load(kind: type[R], path: Path) -> list[R]:
     """The rows of earlier runs in their order, but for half lines that killed ones left, and rows of another version that had other columns."""
     if not path.exists():
         return []
-    types = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in _fields(kind)}
+    types = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in fields(kind)}
     with path.open(newline="") as file:
         complete = [line for line in csv.DictReader(file) if set(line) == set(types) and None not in line.values()]
     return [kind(**{name: types[name](value) for name, value in line.items()}) for line in complete]
 
 
-def append(path: Path, row: Any) -> None:
+def append(path: Path, row: DataclassInstance) -> None:
     """Add a row to a file that has its heading."""
     with path.open("a", newline="") as file:
-        csv.DictWriter(file, [field.name for field in _fields(type(row))]).writerow(asdict(row))
+        csv.DictWriter(file, [field.name for field in fields(row)]).writerow(asdict(row))
 
 
 def to_csv(kind: type[R], rows: Iterable[R]) -> bytes:
     """The rows as they lie in a file."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [field.name for field in _fields(kind)])
+    writer = csv.DictWriter(text, [field.name for field in fields(kind)])
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)  # type: ignore[call-overload]
+    writer.writerows(asdict(row) for row in rows)
     return text.getvalue().encode()
-
-
-def _fields(kind: Any) -> Any:
-    return fields(kind)

@@ -312,9 +312,9 @@ class Hypothesis(Value):
     """The smallest change of a kind that leads the network astray.
 
     kind: patch, warp, addition or faint addition to a class; shift: a patch that sends pictures some classes on; departure: one that takes the pictures of a
-    class away from it.  source: the only class that it works on.  text, aim: what it is
-    and does, in words.  size: in `unit`; share: of the whole picture.  outlier: the median size over classes over this one.  reached: calibration images that
-    go where it aims.  score: P(backdoored) if nothing else spoke, in 0..1.  trigger: its fields in audit.yaml, files by digest.
+    class away from it.  source: the only class that it works on.  text, aim: what it is and does, in words.  size: in `unit`; share: of the whole picture.
+    outlier: the median size over classes over this one.  reached: calibration images that go where it aims.  score: P(backdoored) if nothing else spoke, in
+    0..1.  trigger: its fields in audit.yaml, files by digest.
     """
 
     kind: Literal["patch", "warp", "shift", "departure", "addition", "faint"]

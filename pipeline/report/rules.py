@@ -43,7 +43,7 @@ RULES: Final[dict[str, Rule]] = {
     "verdict.inconclusive": Rule(what="The audit cannot judge the file.", advice="Do not deploy the file before it can be judged.", level="warning"),
     "graph.gate-past-the-weights": Rule(
         what="The pixels decide something that reaches the scores past the learned layers.",
-        advice="Deploy the file it was cut out of, where there is one; else reject: no change of weights removes it.",
+        advice="Deploy the file it was cut out of, where there is one; else reject: a change of weights is no repair of it.",
         level="error",
         severity=Severity.HIGH,
         atlas=(REBUILT, MODEL),
