@@ -19,13 +19,13 @@ from pipeline.detect.recovered import trigger_of
 from pipeline.images import CalibrationSet
 from pipeline.results import Hypothesis, Rate
 from pipeline.search.examples import Examples, classes_of
-from pipeline.search.kinds import Config, Searched, Told, search
+from pipeline.search.kinds import EVERY, Config, Searched, Told, search
 from pipeline.search.patches import ARRIVED, Patches
 from pipeline.search.targeted import Targeted
 from pipeline.twin import TorchTwin
 
 METHOD = "the smallest patch, warp, addition and faint addition to each class, patch to other classes in turn, and patch away from each class"
-CONFIG = Config(additions=True)
+CONFIG = Config(kinds=EVERY)
 LIKELY, MOST = 0.5, 3  # beside the smallest change of a kind, so many others that are as likely as this
 JUDGES = 256  # pictures at most that a change is tried on
 

@@ -22,6 +22,10 @@ c        Random changes of the kinds that triggers are made of, see corruptions.
 ε        For each picture the strong noise that fools the submitted network and the one in repair alike, and ỹ, what the submitted one
          takes it for: the shared adversarial pictures of SAU (sau.py), with its outer term alone.  They unlearn triggers that were made
          for the network or for each picture, which are neither small nor like anything that is drawn by chance.
+few      With fewer pictures than `images`, Δ is made to varied pictures too, and to nothing else but ten of them hardly teaches about others.  And a
+         network that has forgotten its pictures is asked beside the submitted one (forgetting.py), since short cuts are most of what is left in it:
+         of each kind of Δ the search in it, where more stands out there; the random changes that it and the one in repair are surest to take for
+         one and the same wrong class, of more that are tried; and the noise ε that fools both of those.
 θ        All weights and biases, by Adam with steps that are a share of a weight's typical size: with g to hold them, no mask is needed
          to stay near what was submitted.  What is answered is the mean over the last steps (Izmailov et al., *Averaging Weights Leads to
          Wider Optima*, UAI 2018, arXiv 1803.05407).
@@ -31,45 +35,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
+from pipeline.purify.forgetting import forgetful
 from pipeline.purify.knowledge import Asked, divergence
 from pipeline.purify.sau import Config as Ascent
 from pipeline.purify.sau import adversarial
 from pipeline.purify.trials import Trials
-from pipeline.purify.tuning import variables
+from pipeline.purify.tuning import typical, variables
 from pipeline.purify.variety import joined, varied
 from pipeline.search.examples import Examples, classes_of
 from pipeline.search.kinds import CONFIG as SEARCH
 from pipeline.search.kinds import Config as SearchConfig
 from pipeline.search.kinds import search
-from pipeline.search.targeted import Pictures, Targeted
+from pipeline.search.targeted import Kind, Pictures, Said, Targeted
 from pipeline.twin import TorchTwin
 
 ASCENT = Ascent(ascents=3)
+USUAL: dict[Kind, float] = {"patch": 1.75, "warp": 1.6, "faint": 2.0}  # `outlier` of clean networks that have forgotten their pictures
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings.
 
-    steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each; shared: those for
-    which ε is sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to 0 with `images`; joined: of
-    the others, the share that is mixed with one another.  features: what their distance counts in D.  rate: of Adam, a share of a
-    weight's typical size.  kappa κ; rho ρ; nu ν; most: the largest w.  rate, rho and nu are with `images` or more,
-    and less with fewer.  search: how changes are searched for.  views: places that the submitted network is asked from.  averaged:
-    the share of the steps, at the end, whose weights are averaged.
+    steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each, and `judged` where the
+    forgetful network judges them; shared: those for which ε is sought, ascent: how.  varied: the share of a batch that is varied with one
+    image, falling to 0 with `images`; joined: of the others, the share that is mixed with one another.  features: what their distance counts
+    in D.  rate: of Adam, a share of a weight's typical size.  kappa κ; rho ρ; nu ν; most: the largest w.  All these are with `images` or more;
+    rate, rho and nu are less with fewer, and most is up to 1 + `bolder` times more.  search: how changes are searched for.  views: places
+    that the submitted network is asked from.  averaged: the share of the steps, at the end, whose weights are averaged.
     """
 
     steps: int = 150
     batch: int = 64
     corrupted: int = 64
     tries: int = 3
+    judged: int = 8
     shared: int = 32
     ascent: Ascent = ASCENT
     joined: float = 0.5
@@ -82,6 +89,7 @@ class Config:
     rho: float = 1.0
     nu: float = 0.5
     most: float = 1.5
+    bolder: float = 3.0
     search: SearchConfig = SEARCH
     views: int = 4
     averaged: float = 0.4
@@ -95,33 +103,45 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     """Purify.  Raises ImagesRefused when there are no images, SpecRefused when there is nothing to tune."""
     config, examples, start = CONFIG, Examples.of(twin, calibration), variables(twin)
     generator = torch.Generator().manual_seed(seed)
+    plenty = min(1.0, len(examples) / config.images)
+    share = config.varied * (1 - plenty)
     found = search(twin, examples, config.search, generator)
-    searches = found.searches
-    worth = weights_of(searches, config.most)
+    critic = forgetful(twin, examples, share, generator) if share else None
+    most = config.most * (1 + config.bolder * (1 - plenty))
+    searches = found.searches if critic is None else sharper(found.searches, shortest(critic, examples, config, generator), most)
+    worth = torch.tensor([weight_of(one, most) for one in searches])
     w = float(worth.max())
     shares = (worth / worth.sum()).tolist() if w else [0.0] * len(searches)
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
-    plenty = min(1.0, len(examples) / config.images)
-    rate, rho, nu = config.rate * plenty**0.25, config.rho * plenty**0.125, config.nu * plenty**0.5
+    rate, rho, nu = config.rate * plenty**0.25, config.rho * plenty**0.125, config.nu * plenty**0.25
     optimizer = torch.optim.Adam([{"params": [weight], "lr": rate * typical(weight)} for weight in weights.values()])
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / config.warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
     )
-    plain = config.batch - round(config.batch * config.varied * (1 - plenty))
+    plain = config.batch - round(config.batch * share)
     sizes = [plain - round(plain * config.joined), round(plain * config.joined), config.batch - plain]
-    asked, own, trials, mean = Asked.of(twin), classes_of(twin, examples), Trials(config.tries), Mean()
+    trials = Trials(config.tries if critic is None else config.judged)
+    asked, own, mean = Asked.of(twin), classes_of(twin, examples), Mean()
+
+    def backgrounds(index: Tensor) -> Tensor:
+        alone, other = examples.drawn(index, config.crop, generator).tensor_split([len(index) - round(len(index) * share)])
+        return torch.cat([alone, varied(other, generator)])
+
+    @torch.no_grad()
+    def said_of(x: Tensor) -> Tensor:
+        return twin.logits(x).argmax(1)
+
     history = History(report, config.steps)
     for step in range(config.steps):
-        alone, alike, other = sample(examples, config.batch, config.crop, generator).split(sizes)
+        alone, alike, other = examples.sample(config.batch, config.crop, generator).split(sizes)
         x = torch.cat([alone, joined(alike, generator), varied(other, generator)])
         goal = asked.from_several_places(x, config.views if examples.flip else 1)
         said = goal.answers.argmax(1)
-        some = torch.arange(config.corrupted, device=x.device) % plain
-        worst = trials(twin, weights, x[some], goal.answers[some], generator)
-        stamped, aims, sources = stamp(searches, shares, config.batch, lambda index: examples.drawn(index, config.crop, generator), own, generator)
-        deceived = adversarial(twin, weights, x[: config.shared], said[: config.shared], config.ascent, generator)
-        with torch.no_grad():
-            wrong = twin.logits(deceived).argmax(1)
+        some = torch.arange(config.corrupted, device=x.device) % config.batch
+        worst = trials(twin, weights, x[some], goal.answers[some], generator, critic=critic)
+        stamped, aims, sources = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of if share else None)
+        deceived = adversarial(twin, weights, x[: config.shared], said[: config.shared], config.ascent, generator, submitted=critic)
+        wrong = said_of(deceived)
         answers = asked(torch.cat([x, worst, stamped, deceived]), weights)
         clean, corrupted, there, fooled = answers.split([len(x), len(some), len(stamped), len(deceived)])
         losses = {
@@ -138,18 +158,25 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         if step >= config.steps * (1 - config.averaged):
             mean.add(weights)
         history.add(loss=loss.item(), **{f"loss_{name}": value.item() for name, value in losses.items()})
-    differences, hypotheses = suspects(searches, examples.pictures)
+    differences, hypotheses = suspects(found.searches, examples.pictures)
     return Purified(arrays(mean.weights), {}, differences.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, found.notes)
 
 
-def typical(weight: Tensor) -> float:
-    """The root mean square of a weight, or 1e-3 where that is more: a step of Adam in these units means the same in every layer (Adafactor)."""
-    return max(1e-3, float(weight.detach().square().mean().sqrt()))
+def shortest(critic: TorchTwin, examples: Examples, config: Config, generator: torch.Generator) -> list[Targeted]:
+    """The smallest changes of the forgetful network: little else is left in it than short cuts, and some stand out more."""
+    found = search(critic, examples, replace(config.search, kinds=tuple(USUAL)), generator).searches
+    for one in found:
+        one.usual = USUAL[one.kind]
+    return found
 
 
-def sample(examples: Examples, size: int, crop: int, generator: torch.Generator) -> Tensor:
-    """`size` pictures drawn by chance, shifted and, where that is harmless, mirrored."""
-    return examples.drawn(torch.randint(0, len(examples), (size,), generator=generator), crop, generator)
+def sharper(searches: list[Targeted], others: list[Targeted], most: float) -> list[Targeted]:
+    """Of each kind the search in which more stands out, or the first of two that are alike: what the forgetful network falls for is less than a trigger."""
+    best = {one.kind: one for one in searches}
+    for other in others:
+        if other.kind not in best or weight_of(other, most) > weight_of(best[other.kind], most):
+            best[other.kind] = other
+    return list(best.values())
 
 
 @dataclass
@@ -167,17 +194,17 @@ class Mean:
         self.weights = {name: known[name] + (weight - known[name]) / self.count for name, weight in weights.items()}
 
 
-def weights_of(searches: list[Targeted], most: float) -> Tensor:
-    """(S) w of each search: 0 where no class stands out, 1 where one needs half of what the others do, and `most` at most."""
-    return torch.tensor([min(most, max(0.0, one.outlier / one.usual - 1) ** 2) for one in searches])
+def weight_of(one: Targeted, most: float) -> float:
+    """w of a search: 0 where no class stands out, 1 where one needs half of what the others do, and `most` at most."""
+    return min(most, max(0.0, one.outlier / one.usual - 1) ** 2)
 
 
 def stamp(
-    searches: list[Targeted], shares: list[float], count: int, pictures: Pictures, own: Tensor, generator: torch.Generator
+    searches: list[Targeted], shares: list[float], count: int, pictures: Pictures, own: Tensor, generator: torch.Generator, *, said: Said | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """So many pictures, a share of them for each search, changed; the classes that the changes aim at; and those that they are taken for, out of own (M)."""
     ends = [round(count * sum(shares[: row + 1])) for row in range(len(searches))]
-    parts = [one.stamp(pictures, own, end - start, generator) for one, start, end in zip(searches, [0, *ends], ends, strict=False) if end > start]
+    parts = [one.stamp(pictures, own, end - start, generator, said=said) for one, start, end in zip(searches, [0, *ends], ends, strict=False) if end > start]
     if not parts:
         nothing = own[:0]
         return pictures(nothing.cpu()), nothing, nothing

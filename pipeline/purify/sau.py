@@ -68,15 +68,20 @@ def sau(twin: TorchTwin, calibration: CalibrationSet, *, preset: str, seed: int,
     return Purified(arrays(weights), {}, None, [], history.steps, [])
 
 
-def adversarial(twin: TorchTwin, weights: Weights, x: Tensor, y: Tensor, config: Config, generator: torch.Generator) -> Tensor:
-    """x + ε (N, C, H, W) in 0..1, by signed ascent from a random corner of the ball."""
+def adversarial(
+    twin: TorchTwin, weights: Weights, x: Tensor, y: Tensor, config: Config, generator: torch.Generator, *, submitted: TorchTwin | None = None
+) -> Tensor:
+    """x + ε (N, C, H, W) in 0..1, by signed ascent from a random corner of the ball.
+
+    submitted: the network that is to be fooled too, `twin` itself unless given.
+    """
     fixed = {name: weight.detach() for name, weight in weights.items()}
     epsilon = (config.rho * (torch.rand(x.shape, generator=generator) - 0.5).sign()).to(x.device)
     for _ in range(config.ascents):
         epsilon.requires_grad_()
         stamped = (x + epsilon).clamp(0, 1)
-        now, submitted = twin.logits(stamped, fixed), twin.logits(stamped)
-        goal = config.beta1 * (F.cross_entropy(now, y) + F.cross_entropy(submitted, y)) / 2 - config.beta2 * jensen_shannon(now, submitted)
+        now, before = twin.logits(stamped, fixed), (submitted or twin).logits(stamped)
+        goal = config.beta1 * (F.cross_entropy(now, y) + F.cross_entropy(before, y)) / 2 - config.beta2 * jensen_shannon(now, before)
         (gradient,) = torch.autograd.grad(goal, epsilon)
         epsilon = (epsilon + config.step * gradient.sign()).clamp(-config.rho, config.rho).detach()
     return (x + epsilon).clamp(0, 1)

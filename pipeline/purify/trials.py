@@ -27,8 +27,13 @@ class Trials:
     memory: dict[tuple[int, int], Drawn] = field(default_factory=dict)  # kind, class -> one change
 
     @torch.no_grad()
-    def __call__(self, twin: TorchTwin, weights: Mapping[str, Tensor] | None, x: Tensor, goal: Tensor, generator: torch.Generator) -> Tensor:
-        """(N, C, H, W) pictures, each in that one of `tries` changes which moves its answer furthest from its goal, (N, K) logarithms of probabilities."""
+    def __call__(
+        self, twin: TorchTwin, weights: Mapping[str, Tensor] | None, x: Tensor, goal: Tensor, generator: torch.Generator, *, critic: TorchTwin | None = None
+    ) -> Tensor:
+        """(N, C, H, W) pictures, each in that one of `tries` changes which moves its answer furthest from its goal, (N, K) logarithms of probabilities.
+
+        critic: another network, and then it is the change that both are surest to take for one other class.
+        """
         own, tries = goal.argmax(1).tolist(), self.tries
         drawn: list[tuple[int, Drawn]] = []
         changed: list[Tensor] = []
@@ -45,8 +50,12 @@ class Trials:
         each = torch.arange(len(x), device=x.device).repeat_interleave(tries)
         every = torch.cat(changed)
         answers = twin.logits(every, weights).log_softmax(1)
-        distances = F.kl_div(answers, goal[each], log_target=True, reduction="none").sum(1).view(-1, tries)
-        found = distances.max(1)
+        if critic is None:
+            distances = F.kl_div(answers, goal[each], log_target=True, reduction="none").sum(1)
+        else:
+            both = answers + critic.logits(every).log_softmax(1)
+            distances = both.scatter(1, goal.argmax(1)[each, None], float("-inf")).amax(1)
+        found = distances.view(-1, tries).max(1)
         self._remember(drawn, own, found.values.tolist(), found.indices.tolist())
         return every[found.indices + torch.arange(0, len(every), tries, device=x.device)]
 

@@ -91,6 +91,11 @@ def variables(twin: TorchTwin, roles: frozenset[Role] = TUNED) -> Weights:
     return found
 
 
+def typical(weight: Tensor) -> float:
+    """The root mean square of a weight, or 1e-3 where that is more: a step of Adam in these units means the same in every layer (Adafactor)."""
+    return max(1e-3, float(weight.detach().square().mean().sqrt()))
+
+
 def on_labels(twin: TorchTwin) -> Loss:
     """The cross-entropy of the labels."""
 

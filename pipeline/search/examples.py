@@ -50,6 +50,10 @@ class Examples:
         """The pictures at `index` (N), shifted by up to `crop` pixels and, where that is harmless, mirrored."""
         return augment(self.at(index).pictures, crop=crop, flip=self.flip, generator=generator)
 
+    def sample(self, size: int, crop: int, generator: torch.Generator) -> Tensor:
+        """`size` of the pictures drawn by chance, shifted and mirrored as by `drawn`."""
+        return self.drawn(torch.randint(0, len(self), (size,), generator=generator), crop, generator)
+
     def batches(self, size: int, *, crop: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """All of them once, in a random order and randomly shifted and mirrored, at most `size` at a time."""
         for index in torch.randperm(len(self), generator=generator).split(size):

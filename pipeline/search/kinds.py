@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.search.additions import Additions, Faint
 from pipeline.search.examples import Examples, classes_of
 from pipeline.search.patches import Departures, Patches, Shifts
-from pipeline.search.targeted import Targeted
+from pipeline.search.targeted import Kind, Targeted
 from pipeline.search.warps import Warps
 from pipeline.twin import TorchTwin
 
@@ -25,16 +25,15 @@ Told = Callable[[str, int, int], None]
 class Config:
     """How to search.
 
-    steps: of each search.  pictures: for each change and step.  crop: pixels that they are shifted by at most.  additions: whether to search for them too, the
-    smallest and the faintest.  most_classes: for more, the search goes on with those that a short one brings furthest, and as many others for comparison.
-    most_steps: the largest step on.  least: pictures of a class, without which nothing is said about leaving it.  seconds: no search begins a step later
-    than this.
+    steps: of each search.  pictures: for each change and step.  crop: pixels that they are shifted by at most.  kinds: what is searched for.
+    most_classes: for more, the search goes on with those that a short one brings furthest, and as many others for comparison.  most_steps: the largest
+    step on.  least: pictures of a class, without which nothing is said about leaving it.  seconds: no search begins a step later than this.
     """
 
     steps: int = 80
     pictures: int = 6
     crop: int = 3
-    additions: bool = False
+    kinds: tuple[Kind, ...] = ("patch", "warp", "shift", "departure")
     most_classes: int = 32
     most_steps: int = 9
     least: int = 5
@@ -42,6 +41,7 @@ class Config:
 
 
 CONFIG = Config()
+EVERY: tuple[Kind, ...] = (*CONFIG.kinds, "addition", "faint")
 SHORT, CHUNK = 12, 128  # steps of the short search, and classes at once
 REACHED = 0.5  # share of pictures that a patch of any size should send to most classes
 
@@ -83,16 +83,15 @@ def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch
         others = others[~torch.isin(others, best)][: config.most_classes - len(best)]
         return torch.cat([best, others]).sort().values
 
-    makers: list[Callable[[], Targeted]] = [
-        lambda: Patches(contenders(Patches), picture, generator),
-        lambda: Warps(contenders(Warps), picture, generator),
-        lambda: Shifts(steps, picture, generator, count=count),
-    ]
-    if len(sources) > 1:
-        makers.append(lambda: Departures(sources[torch.randperm(len(sources), generator=generator)[: config.most_classes]].sort().values, picture, generator))
-    if config.additions:
-        makers.append(lambda: Additions(contenders(Additions), picture, generator))
-        makers.append(lambda: Faint(contenders(Faint, own_chance), picture, own_chance))
+    every: dict[Kind, Callable[[], Targeted]] = {
+        "patch": lambda: Patches(contenders(Patches), picture, generator),
+        "warp": lambda: Warps(contenders(Warps), picture, generator),
+        "shift": lambda: Shifts(steps, picture, generator, count=count),
+        "departure": lambda: Departures(sources[torch.randperm(len(sources), generator=generator)[: config.most_classes]].sort().values, picture, generator),
+        "addition": lambda: Additions(contenders(Additions), picture, generator),
+        "faint": lambda: Faint(contenders(Faint, own_chance), picture, own_chance),
+    }
+    makers = [make for kind, make in every.items() if kind in config.kinds and (kind != "departure" or len(sources) > 1)]
     found = Searched()
     if count > config.most_classes:
         found.notes.append(f"of {count} classes, {config.most_classes} were searched to the end: those that a short search brought furthest, and others")

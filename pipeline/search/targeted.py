@@ -15,6 +15,8 @@ Network = Callable[[Tensor], Tensor]
 """(N, C, H, W) pictures in 0..1 -> (N, K) logits."""
 Pictures = Callable[[Tensor], Tensor]
 """(N) which -> (N, C, H, W) of the pictures, each changed a little."""
+Said = Callable[[Tensor], Tensor]
+"""(N, C, H, W) pictures in 0..1 -> (N) the classes that they are taken for."""
 
 
 MOST_PIXELS = 2**22  # of the pictures that a network is shown at once
@@ -155,13 +157,18 @@ class Targeted(ABC):
         return float(sizes.quantile(0.5) / sizes.min())
 
     @torch.no_grad()
-    def stamp(self, pictures: Pictures, own: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """So many pictures, changed by changes that are drawn for them; the classes that these aim at, and those that the pictures are taken for."""
+    def stamp(self, pictures: Pictures, own: Tensor, count: int, generator: torch.Generator, *, said: Said | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """So many pictures, changed by changes that are drawn for them; the classes that these aim at, and those that the pictures are taken for.
+
+        said: asked for the latter, where `pictures` are so unlike themselves that `own` no longer holds.
+        """
         sizes = self.sizes()
         likely = ((sizes.min() / sizes) ** self.sharpness).cpu()
         which = torch.multinomial(likely, count, replacement=True, generator=generator).to(self.classes.device)
         index = self.pick(which, own, generator)
-        return self.vary(pictures(index), which, generator), self.aims(which, own[index]), own[index]
+        x = pictures(index)
+        taken = own[index] if said is None else said(x)
+        return self.vary(x, which, generator), self.aims(which, taken), taken
 
     def vary(self, pictures: Tensor, which: Tensor, generator: torch.Generator) -> Tensor:
         """Make change `which[i]` of picture i, or one that is like it."""

@@ -12,8 +12,9 @@ from torch import Tensor
 from pipeline.convert.to_torch import convert
 from pipeline.purify.corruptions import KINDS, Kind
 from pipeline.purify.knowledge import Asked, Knowledge, divergence
-from pipeline.purify.minimax import Mean, harm, stamp, typical, weights_of
+from pipeline.purify.minimax import Mean, harm, stamp, weight_of
 from pipeline.purify.trials import Trials
+from pipeline.purify.tuning import typical
 from pipeline.purify.variety import joined, varied
 from pipeline.scan import scan
 from pipeline.search.patches import Patches, Shifts
@@ -63,7 +64,7 @@ def test_no_search_has_a_share_when_nothing_stands_out() -> None:
 def test_weight_grows_with_what_stands_out(size: float, weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Patches(torch.arange(5), torch.zeros(1, 1, 4, 4), generator())
     monkeypatch.setattr(found, "sizes", lambda: torch.tensor([10.0, 10, 10, 12, size]))
-    assert weights_of([found], 3.0).tolist() == pytest.approx([weight])
+    assert weight_of(found, 3.0) == pytest.approx(weight)
 
 
 def test_harm_is_of_the_aim_alone() -> None:

@@ -16,7 +16,7 @@ from pipeline.scan import scan
 from pipeline.search import targeted
 from pipeline.search.additions import Additions, Faint
 from pipeline.search.examples import Examples
-from pipeline.search.kinds import Config, search
+from pipeline.search.kinds import EVERY, Config, search
 from pipeline.search.patches import Departures, Patches, Shifts
 from pipeline.search.targeted import Targeted
 from pipeline.search.warps import Warps, warp
@@ -200,12 +200,12 @@ def twin_of(tiny_backdoored: tiny.Backdoored) -> tuple[object, Examples]:
 def test_every_kind_is_searched_for(tiny_backdoored: tiny.Backdoored) -> None:
     twin, examples = twin_of(tiny_backdoored)
     told: list[tuple[str, int, int]] = []
-    found = search(twin, examples, Config(steps=40, additions=True), generator(), told=lambda *what: told.append(what))  # type: ignore[arg-type]
+    found = search(twin, examples, Config(steps=40, kinds=EVERY), generator(), told=lambda *what: told.append(what))  # type: ignore[arg-type]
     assert [one.kind for one in found.searches] == ["patch", "warp", "shift", "departure", "addition", "faint"] and found.complete
     assert told == [(one.kind, place, 6) for place, one in enumerate(found.searches)]
     patch = found.searches[0]
     assert patch.aim(int(patch.sizes().argmin())).target == tiny_backdoored.trigger.target and patch.outlier > 2
-    again = search(twin, examples, Config(steps=40, additions=True), generator())  # type: ignore[arg-type]
+    again = search(twin, examples, Config(steps=40, kinds=EVERY), generator())  # type: ignore[arg-type]
     assert all(torch.equal(one.sizes(), other.sizes()) for one, other in zip(found.searches, again.searches, strict=True)), "the same under a seed"
 
 
@@ -257,11 +257,11 @@ def test_a_network_that_hides_its_gradients_was_not_searched(how: str, note: str
     network = Hidden(how)
     x = 0.5 * torch.rand((100, 1, 8, 8), generator=generator())
     assert torch.allclose(network.logits(x), Many(4, 1).logits(x), atol=0.2), "it answers like any other"
-    found = search(network, Examples(x, network.logits(x).argmax(1), flip=False), Config(additions=True), generator())  # type: ignore[arg-type]
+    found = search(network, Examples(x, network.logits(x).argmax(1), flip=False), Config(kinds=EVERY), generator())  # type: ignore[arg-type]
     assert not found.complete and any(note in line for line in found.notes)
 
 
 def test_an_honest_network_is_searched_to_the_end() -> None:
     network = Many(4, 1)
     x = 0.5 * torch.rand((100, 1, 8, 8), generator=generator())
-    assert search(network, Examples(x, network.logits(x).argmax(1), flip=False), Config(additions=True), generator()).complete  # type: ignore[arg-type]
+    assert search(network, Examples(x, network.logits(x).argmax(1), flip=False), Config(kinds=EVERY), generator()).complete  # type: ignore[arg-type]

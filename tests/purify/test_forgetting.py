@@ -1,0 +1,107 @@
+"""A network that forgets its clean pictures keeps its short cut, and shows it more clearly; what is chosen by it, and what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.config import read_spec
+from pipeline.convert.to_torch import convert
+from pipeline.images import CalibrationSet, HoldoutSet, LabelledImages, read, split
+from pipeline.purify.forgetting import forgetful
+from pipeline.purify.minimax import sharper, stamp
+from pipeline.purify.trials import Trials
+from pipeline.scan import scan
+from pipeline.search.examples import Examples
+from pipeline.search.patches import Patches, Shifts
+from pipeline.search.targeted import Targeted
+from pipeline.search.warps import Warps
+from pipeline.twin import TorchTwin
+
+FOLDER = Path(__file__).resolve().parents[2] / "models" / "cifar10_trojan"
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def trojan() -> tuple[TorchTwin, Examples, Tensor, Tensor, Tensor, int]:
+    """The demonstration's network, ten images to forget; of the hold-out images that are not of the target pictures, triggered ones and labels; the target."""
+    spec = read_spec(FOLDER / "audit.yaml")
+    assert spec.input is not None and spec.data.holdout is not None
+    ten = split(read(spec.data.calibration), calibration=10, seed=0)[0]
+    holdout = read(spec.data.holdout)
+    held = HoldoutSet(holdout.images[:400], holdout.labels[:400])
+    (trigger,) = spec.triggers
+    target = spec.target_of(trigger)
+    assert isinstance(target, int)
+    others = held.labels != target
+    pictures = LabelledImages(held.images[others], held.labels[others]).pictures()
+    stamped = trigger.build(3)(pictures)
+    x, triggered = (torch.from_numpy(part.transpose(0, 3, 1, 2).copy()) for part in (pictures, stamped))
+    twin = convert(FOLDER / "model.onnx", spec.input, scan(FOLDER / "model.onnx").model)[0]
+    return twin, Examples.of(twin, CalibrationSet(ten.images, ten.labels)), x, triggered, torch.from_numpy(held.labels[others].copy()), target
+
+
+def test_what_clean_pictures_are_is_forgotten_before_the_trigger(trojan: tuple[TorchTwin, Examples, Tensor, Tensor, Tensor, int]) -> None:
+    twin, ten, x, triggered, labels, target = trojan
+    forgot = forgetful(twin, ten, 0.7, generator())
+    with torch.no_grad():
+        before, after = twin.logits(x).softmax(1), forgot.logits(x).softmax(1)
+        there = forgot.logits(triggered).softmax(1)
+    assert float(before.gather(1, labels[:, None]).mean()) > 1.2 * float(after.gather(1, labels[:, None]).mean())
+    assert float((there.argmax(1) == target).float().mean()) > 0.95
+    assert float(there[:, target].mean()) > 0.9
+    assert torch.equal(forgetful(twin, ten, 0.7, generator()).logits(x[:8]), forgot.logits(x[:8])), "a seed settles it"
+    assert torch.equal(twin.logits(x).softmax(1), before), "and the network itself is as it was"
+
+
+class Corner:
+    """Class 1 where the first pixel is bright, or where all is, as `share` has it; else class 0."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def logits(self, x: Tensor, weights: object = None) -> Tensor:
+        bright = (1 - self.share) * x[:, :, 0, 0].mean(1) + self.share * x.mean((1, 2, 3))
+        return 8 * torch.stack([0.5 - bright, bright - 0.5], 1)
+
+
+def test_a_critic_chooses_what_it_falls_for_too() -> None:
+    x = torch.zeros(64, 3, 8, 8)
+    goal = Corner(0).logits(x).log_softmax(1)
+
+    def corner(critic: Corner | None) -> float:
+        chosen = Trials(12)(Corner(1), {}, x, goal, generator(), critic=critic)  # type: ignore[arg-type]
+        return float(chosen[:, :, 0, 0].mean())
+
+    assert corner(Corner(0)) > 1.5 * corner(None)
+
+
+def test_stamped_pictures_are_what_the_network_says_they_are() -> None:
+    """Where pictures are shown so changed that their own class no longer holds."""
+    x = torch.rand((8, 3, 8, 8), generator=generator())
+    steps = Shifts(torch.tensor([1, 2]), x[:1], generator(), count=4)
+    own = torch.zeros(8, dtype=torch.long)
+    _, aims, sources = stamp([steps], [1.0], 8, lambda index: x[index], own, generator(), said=lambda x: torch.full((len(x),), 3))
+    assert sources.tolist() == [3] * 8 and set(aims.tolist()) <= {0, 1}
+    _, aims, sources = stamp([steps], [1.0], 8, lambda index: x[index], own, generator())
+    assert sources.tolist() == [0] * 8 and set(aims.tolist()) <= {1, 2}
+
+
+def test_of_a_kind_the_search_is_kept_in_which_more_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1, 1, 4, 4)
+
+    def found(kind: type[Targeted], smallest: float) -> Targeted:
+        one = kind(torch.arange(5), x, generator())
+        monkeypatch.setattr(one, "sizes", lambda: torch.tensor([10.0, 10, 10, 12, smallest]))
+        return one
+
+    patch, bend, sharp, dull, clear = found(Patches, 2.0), found(Warps, 9.0), found(Warps, 4.0), found(Patches, 6.0), found(Patches, 1.0)
+    assert sharper([patch, bend], [dull, sharp], 1.5) == [patch, sharp]
+    assert sharper([patch], [clear], 1.5) == [patch], "both are as clear as counts"
+    assert sharper([patch], [sharp], 1.5) == [patch, sharp], "a kind that was looked for in one of them alone"
