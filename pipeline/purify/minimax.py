@@ -22,7 +22,7 @@ c        Random changes of the kinds that triggers are made of, see corruptions.
 ε        For each picture the strong noise that fools the submitted network and the one in repair alike, and ỹ, what the submitted one
          takes it for: the shared adversarial pictures of SAU (sau.py), with its outer term alone.  They unlearn triggers that were made
          for the network or for each picture, which are neither small nor like anything that is drawn by chance.
-few      With fewer pictures than `images`, Δ is made to varied pictures too, and to nothing else but ten of them hardly teaches about others.  And a
+few      With no more than `few` pictures Δ and c are made to varied pictures too, and to nothing else but ten of them hardly teaches about others.  And a
          network that has forgotten its pictures is asked beside the submitted one (forgetting.py), since short cuts are most of what is left in it:
          of each kind of Δ the search in it, where more stands out there; the random changes that it and the one in repair are surest to take for
          one and the same wrong class, of more that are tried; and the noise ε that fools both of those.
@@ -68,7 +68,7 @@ class Config:
     forgetful network judges them; shared: those for which ε is sought, ascent: how.  varied: the share of a batch that is varied with one
     image, falling to 0 with `images`; joined: of the others, the share that is mixed with one another.  features: what their distance counts
     in D.  rate: of Adam, a share of a weight's typical size.  kappa κ; rho ρ; nu ν; most: the largest w.  All these are with `images` or more;
-    rate, rho and nu are less with fewer, and most is up to 1 + `bolder` times more.  search: how changes are searched for.  views: places
+    rate, rho and nu are less with fewer, and most is up to 1 + `bolder` times more with `few` or fewer.  search: how changes are searched for.  views: places
     that the submitted network is asked from.  averaged: the share of the steps, at the end, whose weights are averaged.
     """
 
@@ -90,6 +90,7 @@ class Config:
     nu: float = 0.5
     most: float = 1.5
     bolder: float = 3.0
+    few: int = 50
     search: SearchConfig = SEARCH
     views: int = 4
     averaged: float = 0.4
@@ -106,25 +107,26 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     plenty = min(1.0, len(examples) / config.images)
     share = config.varied * (1 - plenty)
     found = search(twin, examples, config.search, generator)
-    critic = forgetful(twin, examples, share, generator) if share else None
-    most = config.most * (1 + config.bolder * (1 - plenty))
+    few = len(examples) <= config.few
+    critic = forgetful(twin, examples, share, generator) if few else None
+    most = config.most * (1 + config.bolder * (1 - plenty)) if few else config.most
     searches = found.searches if critic is None else sharper(found.searches, shortest(critic, examples, config, generator), most)
     worth = torch.tensor([weight_of(one, most) for one in searches])
     w = float(worth.max())
     shares = (worth / worth.sum()).tolist() if w else [0.0] * len(searches)
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
-    rate, rho, nu = config.rate * plenty**0.25, config.rho * plenty**0.125, config.nu * plenty**0.25
+    rate, rho, nu = config.rate * plenty**0.25, config.rho * plenty**0.125, config.nu * plenty ** (0.25 if few else 0.5)
     optimizer = torch.optim.Adam([{"params": [weight], "lr": rate * typical(weight)} for weight in weights.values()])
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / config.warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
     )
     plain = config.batch - round(config.batch * share)
     sizes = [plain - round(plain * config.joined), round(plain * config.joined), config.batch - plain]
-    trials = Trials(config.tries if critic is None else config.judged)
+    trials = Trials(config.judged if few else config.tries)
     asked, own, mean = Asked.of(twin), classes_of(twin, examples), Mean()
 
     def backgrounds(index: Tensor) -> Tensor:
-        alone, other = examples.drawn(index, config.crop, generator).tensor_split([len(index) - round(len(index) * share)])
+        alone, other = examples.drawn(index, config.crop, generator).tensor_split([len(index) - round(len(index) * share * few)])
         return torch.cat([alone, varied(other, generator)])
 
     @torch.no_grad()
@@ -137,9 +139,9 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         x = torch.cat([alone, joined(alike, generator), varied(other, generator)])
         goal = asked.from_several_places(x, config.views if examples.flip else 1)
         said = goal.answers.argmax(1)
-        some = torch.arange(config.corrupted, device=x.device) % config.batch
+        some = torch.arange(config.corrupted, device=x.device) % (config.batch if few else plain)
         worst = trials(twin, weights, x[some], goal.answers[some], generator, critic=critic)
-        stamped, aims, sources = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of if share else None)
+        stamped, aims, sources = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of if few else None)
         deceived = adversarial(twin, weights, x[: config.shared], said[: config.shared], config.ascent, generator, submitted=critic)
         wrong = said_of(deceived)
         answers = asked(torch.cat([x, worst, stamped, deceived]), weights)
