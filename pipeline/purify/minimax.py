@@ -68,8 +68,9 @@ class Config:
     forgetful network judges them; shared: those for which ε is sought, ascent: how.  varied: the share of a batch that is varied with one
     image, falling to 0 with `images`; joined: of the others, the share that is mixed with one another.  features: what their distance counts
     in D.  rate: of Adam, a share of a weight's typical size.  kappa κ; rho ρ; nu ν; most: the largest w.  All these are with `images` or more;
-    rate, rho and nu are less with fewer, and most is up to 1 + `bolder` times more with `few` or fewer.  search: how changes are searched for.  views: places
-    that the submitted network is asked from.  averaged: the share of the steps, at the end, whose weights are averaged.
+    rate, rho and nu are less with fewer, and most is up to 1 + `bolder` times as much with `few` or fewer, when the forgetful network is asked.
+    search: how changes are searched for.  views: places that the submitted network is asked from.  averaged: the share of the steps, at the end,
+    whose weights are averaged.
     """
 
     steps: int = 150
