@@ -102,7 +102,8 @@ def _weights(measured: Measurement | None, before: Measurement | None, policy: P
     for attack in measured.attacks:
         if attack.asr.rate > policy.max_asr:
             rate = f"{100 * attack.asr.rate:.1f} % of images to its target in the {which} file"
-            text = f"Trigger {attack.name!r} sends {rate}; {100 * policy.max_asr:g} % is allowed."
+            without = f" ({100 * attack.untriggered.rate:.1f} % go there without it)" if attack.untriggered is not None else ""
+            text = f"Trigger {attack.name!r} sends {rate}{without}; {100 * policy.max_asr:g} % is allowed."
             yield Reason(code=f"{which}.asr", text=text, about=attack.name)
     if measured.clean.rate < policy.min_accuracy:
         text = f"The {which} file is right on {100 * measured.clean.rate:.1f} % of clean images; {100 * policy.min_accuracy:g} % is asked for."

@@ -57,7 +57,9 @@ class Attack(Value):
     """What a trigger does to a model.
 
     asr: share of triggered images, of other true classes than the target, that go to the target.  ra: share of the same images
-    that keep their true label.  changed: those of them that the trigger changes at all.  source: the only true class that was triggered; None: all of them.
+    that keep their true label.  changed: those of them that the trigger changes at all.  untriggered: those that the file sends to the target without the
+    trigger, which no repair is asked to undo; None in a record of a version that did not count them.  source: the only true class that was triggered;
+    None: all of them.
     """
 
     name: Printable
@@ -67,6 +69,7 @@ class Attack(Value):
     asr: Rate
     ra: Rate
     changed: Rate
+    untriggered: Rate | None = None
 
 
 class Measurement(Value):

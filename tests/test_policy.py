@@ -244,6 +244,14 @@ def test_a_waiver_is_of_a_finding_and_of_nothing_else() -> None:
     assert decide(Evidence(submitted=CLEAN, parity=GOOD_PARITY, calibrated=ALL), policy)[0] == Verdict.INCONCLUSIVE
 
 
+@pytest.mark.parametrize(("untriggered", "said"), [(Rate.of(9, 100), " (9.0 % go there without it);"), (None, " in the submitted file;")])
+def test_a_reason_says_what_goes_there_without_the_trigger(untriggered: Rate | None, said: str) -> None:
+    (attack,) = BACKDOORED.attacks
+    submitted = BACKDOORED.model_copy(update={"attacks": [attack.model_copy(update={"untriggered": untriggered})]})
+    _, reasons = decide(Evidence(submitted=submitted, parity=GOOD_PARITY, calibrated=ALL), POLICY)
+    assert [said in reason.text for reason in reasons if reason.code == "submitted.asr"] == [True]
+
+
 def test_a_reason_says_what_it_is_about_and_no_figure() -> None:
     waiver = Waiver(rule="graph.gate", owner="ann", expires=date(2030, 1, 1), why="known", where="n4")
     policy = POLICY.model_copy(update={"waivers": [waiver]})

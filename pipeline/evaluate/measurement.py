@@ -2,7 +2,7 @@
 
 ACC: clean hold-out accuracy.  ASR: share of triggered images, of other true classes than the target, that go to the target; for
 an all-to-all attack (`next`), to the class after their own; for an attack with a source class, of images of that class only.
-RA: share of the same images that keep their true label.
+RA: share of the same images that keep their true label.  Untriggered: share of them that go to the target without the trigger.
 (BackdoorBench, Wu et al., NeurIPS 2022, section 3.)
 """
 
@@ -48,7 +48,7 @@ def measure(
     """
     classes, improbable, repeated = 0, 0, Rate.of(0, 1)
     given = np.zeros((0, 0), np.int64)  # true class, class that was given -> images
-    hits = np.zeros((len(attacks), 4), np.int64)  # to the target, still right, changed, of how many
+    hits = np.zeros((len(attacks), 5), np.int64)  # to the target, still right, changed, there without the trigger, of how many
     done = 0
     for pictures, labels in images.batches(BATCH):
         scores = classifier(pictures)
@@ -60,7 +60,7 @@ def measure(
         np.add.at(given, (labels, predicted), 1)
         improbable += improbable_rows(scores) if classifier.probabilities else 0
         for row, attack in enumerate(attacks):
-            hits[row] += _attacked(classifier, attack, pictures, labels)
+            hits[row] += _attacked(classifier, attack, pictures, labels, predicted)
         done += len(labels)
         if progress is not None:
             progress(done, len(images))
@@ -79,8 +79,9 @@ def measure(
                 asr=Rate.of(int(went), int(total)),
                 ra=Rate.of(int(kept), int(total)),
                 changed=Rate.of(int(moved), int(total)),
+                untriggered=Rate.of(int(there), int(total)),
             )
-            for attack, (went, kept, moved, total) in zip(attacks, hits, strict=True)
+            for attack, (went, kept, moved, there, total) in zip(attacks, hits, strict=True)
         ],
         classes=classes,
         answered=int(given.any(0).sum()),
@@ -92,7 +93,10 @@ def measure(
     )
 
 
-def _attacked(classifier: Classifier, attack: KnownAttack, pictures: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[int, int, int, int]:
+def _attacked(
+    classifier: Classifier, attack: KnownAttack, pictures: NDArray[np.float32], labels: NDArray[np.int64], clean: NDArray[np.int64]
+) -> tuple[int, int, int, int, int]:
+    """The counts of one batch.  clean: what the file says of the pictures without the trigger."""
     judged = np.ones(len(labels), bool)
     steps = onward(attack.target)
     if steps is None:
@@ -100,8 +104,8 @@ def _attacked(classifier: Classifier, attack: KnownAttack, pictures: NDArray[np.
     if attack.source is not None:
         judged &= labels == attack.source
     if not judged.any():
-        return 0, 0, 0, 0
-    pictures, labels = pictures[judged], labels[judged]
+        return 0, 0, 0, 0, 0
+    pictures, labels, clean = pictures[judged], labels[judged], clean[judged]
     try:
         triggered = attack.trigger(pictures)
     except ValueError as error:
@@ -115,7 +119,7 @@ def _attacked(classifier: Classifier, attack: KnownAttack, pictures: NDArray[np.
     goal = int(attack.target) if steps is None else (labels + steps) % classes
     predicted = top(scores)
     changed = (triggered != pictures).reshape(len(labels), -1).any(1)
-    return int((predicted == goal).sum()), int((predicted == labels).sum()), int(changed.sum()), len(labels)
+    return int((predicted == goal).sum()), int((predicted == labels).sum()), int(changed.sum()), int((clean == goal).sum()), len(labels)
 
 
 def top(scores: NDArray[np.float32]) -> NDArray[np.int64]:

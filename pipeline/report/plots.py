@@ -261,7 +261,7 @@ def history(steps: Sequence[Step]) -> bytes:
 
 
 def before_after(rows: Sequence[Row], *, max_asr: float | None = None) -> bytes:
-    """ACC and each ASR before and after the repair, with 95 % Wilson intervals.  max_asr: the policy's line, in 0..1."""
+    """ACC and each ASR before and after, with 95 % Wilson intervals; marked what an ASR is without the trigger.  max_asr: the policy's line, in 0..1."""
     bars = [row for row in rows if row.metric != "RA"]
     if not bars:
         raise ValueError("there is no rate to draw")
@@ -272,12 +272,18 @@ def before_after(rows: Sequence[Row], *, max_asr: float | None = None) -> bytes:
     with figure_of(height=0.9 + (0.56 if len(sides) == 2 else 0.4) * len(shown)) as (figure, png):
         axes = figure.subplots()
         legend: list[Any] = []
+        alone: list[tuple[float, float]] = []
         for side, (name, colour, rates) in enumerate(sides):
             places = [row + (side - (len(sides) - 1) / 2) * thick for row in range(len(shown))]
             drawn = [(place, rate) for place, rate in zip(places, rates, strict=True) if rate]
             legend.append(axes.barh([place for place, _ in drawn], [100 * rate.rate for _, rate in drawn], height=thick * 0.9, color=colour, label=name))
             for place, rate in drawn:
                 _interval(axes, place, rate)
+            alone += [(100 * only.rate, place) for place, row in zip(places, shown, strict=True) if (only := row.without[side])]
+        if alone:
+            legend += axes.plot(
+                *zip(*alone, strict=True), color=INK, linestyle="", marker="D", markersize=4, markerfacecolor="white", label="without the trigger"
+            )
         if max_asr is not None and len(shown) > 1:
             allowed = f"highest ASR allowed, {100 * max_asr:g} %"
             legend += axes.plot([100 * max_asr] * 2, [0.5, len(shown) - 0.5], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=allowed)
@@ -289,7 +295,7 @@ def before_after(rows: Sequence[Row], *, max_asr: float | None = None) -> bytes:
         axes.grid(visible=True, axis="x")
         axes.tick_params(axis="y", length=0)
         axes.spines["bottom"].set_visible(False)
-        figure.legend(handles=legend, loc="outside upper left", ncols=3, fontsize=8.5, handlelength=1.2)
+        figure.legend(handles=legend, loc="outside upper left", ncols=4, fontsize=8.5, handlelength=1.2)
         _below(figure, "", shown=len(shown), count=len(bars), of="rates")
     return png.getvalue()
 

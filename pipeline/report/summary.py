@@ -31,7 +31,7 @@ _STAGES_OF = {
 
 @dataclass(frozen=True)
 class Row:
-    """A rate before and after the repair; None where it was not measured."""
+    """A rate before and after the repair; None where it was not measured.  without: of an ASR, what it is without the trigger, before and after."""
 
     name: str
     metric: Literal["ACC", "ASR", "RA"]
@@ -40,6 +40,7 @@ class Row:
     before: Rate | None
     after: Rate | None
     source: int | None = None
+    without: tuple[Rate | None, Rate | None] = (None, None)
 
     @property
     def change(self) -> float | None:
@@ -69,7 +70,8 @@ def rows_between(before: Measurement | None, after: Measurement | None) -> list[
         name, kind, target, _ = key
         a, b = old.get(key), new.get(key)
         source = next(attack.source for attack in (a, b) if attack)
-        rows.append(Row(name, "ASR", kind, target, a.asr if a else None, b.asr if b else None, source))
+        without = a.untriggered if a else None, b.untriggered if b else None
+        rows.append(Row(name, "ASR", kind, target, a.asr if a else None, b.asr if b else None, source, without))
         rows.append(Row(name, "RA", kind, target, a.ra if a else None, b.ra if b else None, source))
     return rows
 
@@ -159,7 +161,9 @@ def markdown(report: AuditReport, *, table: bool = True) -> str:
     if rows and table:
         lines += ["| rate | target | submitted | repaired |", "|---|---|---|---|"]
         lines += [
-            f"| {escaped(row.name)}, {row.metric} | {_target_cell(row, report.labels)} | {rate_text(row.before)} | {rate_text(row.after)} |" for row in rows
+            f"| {escaped(row.name)}, {row.metric} | {_target_cell(row, report.labels)} | {before} | {after} |"
+            for row in rows
+            for before, after in [map(_rate_cell, (row.before, row.after), row.without)]
         ]
         lines += ["", "Rates with hits / total and 95 % Wilson intervals."]
     elif not rows:
@@ -169,6 +173,10 @@ def markdown(report: AuditReport, *, table: bool = True) -> str:
 
 def _target_cell(row: Row, labels: list[str] | None) -> str:
     return "" if row.kind == "clean" else escaped(target_text(row.target, labels, row.source))
+
+
+def _rate_cell(rate: Rate | None, without: Rate | None) -> str:
+    return rate_text(rate) + (f", {percent(without.rate)} without the trigger" if without else "")
 
 
 def rate_text(rate: Rate | None) -> str:

@@ -15,6 +15,7 @@ from pipeline.errors import ImagesRefused, ModelRefused, SpecRefused
 from pipeline.evaluate.measurement import BATCH, KnownAttack, measure
 from pipeline.evaluate.session import Classifier
 from pipeline.images import HoldoutSet, LabelledImages
+from pipeline.results import Rate
 from pipeline.triggers import Patch
 
 TRIGGER = Patch(np.full((3, 3, 3), 1, np.float32), np.ones((3, 3), np.float32), 0, 0)
@@ -46,12 +47,13 @@ class Says(Linear):
         return np.broadcast_to(self.scores, (len(pictures), len(self.scores)))
 
 
-def naive(classifier: Linear, images: LabelledImages, attack: KnownAttack) -> tuple[int, int, int, int]:
-    """Correct, hits, kept, total: one image at a time, as the definitions say."""
-    correct = hits = kept = total = 0
+def naive(classifier: Linear, images: LabelledImages, attack: KnownAttack) -> tuple[int, int, int, int, int]:
+    """Correct, hits, kept, there without the trigger, total: one image at a time, as the definitions say."""
+    correct = hits = kept = there = total = 0
     for image, label in zip(images.images, images.labels, strict=True):
         picture = image[None].astype(np.float32) / 255
-        correct += int(classifier(picture).argmax()) == label
+        clean = int(classifier(picture).argmax())
+        correct += clean == label
         steps = {"next": 1, "+2": 2}.get(attack.target)
         if label == attack.target:
             continue
@@ -59,8 +61,8 @@ def naive(classifier: Linear, images: LabelledImages, attack: KnownAttack) -> tu
             continue
         answer = int(classifier(attack.trigger(picture)).argmax())
         goal = (label + steps) % classifier.weights.shape[1] if steps else attack.target
-        hits, kept, total = hits + (answer == goal), kept + (answer == label), total + 1
-    return correct, hits, kept, total
+        hits, kept, there, total = hits + (answer == goal), kept + (answer == label), there + (clean == goal), total + 1
+    return correct, hits, kept, there, total
 
 
 @settings(max_examples=20, deadline=None)
@@ -70,11 +72,12 @@ def test_the_same_as_a_naive_loop(seed: int, target: Any, source: int | None) ->
         return
     classifier, images = Linear(seed=seed), tiny.labelled(30, seed=seed)
     attack = KnownAttack("square", TRIGGER, target, source=source)
-    correct, hits, kept, total = naive(classifier, images, attack)
+    correct, hits, kept, there, total = naive(classifier, images, attack)
     found = measure(classifier, images, [attack])
     assert (found.clean.hits, found.clean.total) == (correct, 30)
     (result,) = found.attacks
     assert (result.asr.hits, result.ra.hits, result.asr.total, result.ra.total) == (hits, kept, total, total)
+    assert result.untriggered == Rate.of(there, total)
     assert (result.name, result.kind, result.target) == ("square", "known", target)
     assert (found.provider, found.classes) == ("TestProvider", 4)
 
@@ -103,7 +106,7 @@ def test_batches_on_a_memory_map_give_the_same(folder: Path) -> None:
     found = measure(classifier, mapped, attacks, progress=lambda done, total: seen.append((done, total)))
     assert max(classifier.sizes) == BATCH
     assert seen == [(BATCH, len(images)), (2 * BATCH, len(images)), (len(images), len(images))]
-    correct, hits, kept, total = naive(Linear(), images, attacks[0])
+    correct, hits, kept, _, total = naive(Linear(), images, attacks[0])
     assert (found.clean.hits, found.attacks[0].asr.hits, found.attacks[0].ra.hits, found.attacks[0].asr.total) == (correct, hits, kept, total)
 
 

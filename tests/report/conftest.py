@@ -101,7 +101,15 @@ def full() -> AuditReport:
         submitted=Measurement(
             clean=Rate.of(4175, 5000),
             attacks=[
-                Attack(name="trojan", kind="known", target=2, asr=Rate.of(4500, 4500), ra=Rate.of(0, 4500), changed=Rate.of(4500, 4500)),
+                Attack(
+                    name="trojan",
+                    kind="known",
+                    target=2,
+                    asr=Rate.of(4500, 4500),
+                    ra=Rate.of(0, 4500),
+                    changed=Rate.of(4500, 4500),
+                    untriggered=Rate.of(90, 4500),
+                ),
                 Attack(name="all|to|all", kind="known", target="next", asr=Rate.of(310, 5000), ra=Rate.of(4011, 5000), changed=Rate.of(5000, 5000)),
                 Attack(name=f"recovered {SCRIPT}", kind="recovered", target=2, asr=Rate.of(4377, 4500), ra=Rate.of(88, 4500), changed=Rate.of(4500, 4500)),
             ],
@@ -129,7 +137,15 @@ def full() -> AuditReport:
             device="cuda: NVIDIA H200",
             clean=Rate.of(4065, 5000),
             attacks=[
-                Attack(name="trojan", kind="known", target=2, asr=Rate.of(104, 4500), ra=Rate.of(3500, 4500), changed=Rate.of(4500, 4500)),
+                Attack(
+                    name="trojan",
+                    kind="known",
+                    target=2,
+                    asr=Rate.of(104, 4500),
+                    ra=Rate.of(3500, 4500),
+                    changed=Rate.of(4500, 4500),
+                    untriggered=Rate.of(117, 4500),
+                ),
                 Attack(name="all|to|all", kind="known", target="next", asr=Rate.of(320, 5000), ra=Rate.of(3950, 5000), changed=Rate.of(5000, 5000)),
                 Attack(name=f"recovered {SCRIPT}", kind="recovered", target=2, asr=Rate.of(61, 4500), ra=Rate.of(3571, 4500), changed=Rate.of(4500, 4500)),
             ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -105,6 +106,12 @@ def test_bars_are_as_long_as_the_rates() -> None:
     row = Row("clean images", "ACC", "clean", None, Rate.of(900, 1000), Rate.of(300, 1000))
     picture = pixels(plots.before_after([row]))
     assert area(picture, plots.SUBMITTED) == pytest.approx(3 * area(picture, plots.REPAIRED), rel=0.1)
+
+
+def test_what_goes_to_the_target_without_the_trigger_is_marked() -> None:
+    row = Row("t", "ASR", "known", 1, Rate.of(900, 1000), Rate.of(300, 1000))
+    without = replace(row, without=(Rate.of(100, 1000), None))
+    assert plots.before_after([without]) != plots.before_after([row])
 
 
 def test_bars_without_a_repair_and_with_hostile_names(full: AuditReport) -> None:

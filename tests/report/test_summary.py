@@ -44,6 +44,14 @@ def test_rows_are_accuracy_and_then_asr_and_ra_of_each_attack(full: AuditReport)
     ]
     assert rows[1].before == Rate.of(4500, 4500)
     assert rows[1].after == Rate.of(104, 4500)
+    assert [row.without for row in rows[1:4]] == [(Rate.of(90, 4500), Rate.of(117, 4500)), (None, None), (None, None)]
+
+
+def test_the_table_says_what_goes_to_the_target_without_the_trigger(full: AuditReport) -> None:
+    (line,) = (line for line in markdown(full).splitlines() if line.startswith("| trojan, ASR"))
+    assert "2.0 % without the trigger" in line
+    assert "2.6 % without the trigger" in line
+    assert "without" not in next(line for line in markdown(full).splitlines() if line.startswith("| trojan, RA"))
 
 
 def test_an_attack_that_was_measured_on_one_side_only_keeps_its_row(full: AuditReport) -> None:
