@@ -68,7 +68,7 @@ class Config:
     forgetful network judges them; shared: those for which ε is sought, ascent: how.  varied: the share of a batch that is varied with one
     image, falling to 0 with `images`; joined: of the others, the share that is mixed with one another.  features: what their distance counts
     in D.  rate: of Adam, a share of a weight's typical size.  kappa κ; rho ρ; nu ν; most: the largest w.  All these are with `images` or more;
-    rate, rho and nu are less with fewer, and most is up to 1 + `bolder` times as much with `few` or fewer, when the forgetful network is asked.
+    with fewer, and with `few` or fewer, see Dose: most is then up to 1 + `bolder` times as much.
     search: how changes are searched for.  views: places that the submitted network is asked from.  averaged: the share of the steps, at the end,
     whose weights are averaged.
     """
@@ -101,33 +101,62 @@ class Config:
 CONFIG = Config()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dose:
+    """What Config comes to with a number of images.
+
+    varied: the share of a batch that is varied; loose: of the pictures that Δ and c are made to.  forgets: whether a network that has forgotten its
+    pictures is asked.  The others are as in Config.
+    """
+
+    varied: float
+    loose: float
+    forgets: bool
+    tries: int
+    rate: float
+    rho: float
+    nu: float
+    most: float
+
+    @classmethod
+    def of(cls, config: Config, images: int) -> Dose:
+        """For so many images."""
+        plenty, few = min(1.0, images / config.images), images <= config.few
+        varied = config.varied * (1 - plenty)
+        return cls(
+            varied=varied,
+            loose=varied if few else 0.0,
+            forgets=few,
+            tries=config.judged if few else config.tries,
+            rate=config.rate * plenty**0.25,
+            rho=config.rho * plenty**0.125,
+            nu=config.nu * plenty ** (0.25 if few else 0.5),
+            most=config.most * (1 + config.bolder * (1 - plenty)) if few else config.most,
+        )
+
+
 def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: Report) -> Purified:
     """Purify.  Raises ImagesRefused when there are no images, SpecRefused when there is nothing to tune."""
     config, examples, start = CONFIG, Examples.of(twin, calibration), variables(twin)
-    generator = torch.Generator().manual_seed(seed)
-    plenty = min(1.0, len(examples) / config.images)
-    share = config.varied * (1 - plenty)
+    generator, dose = torch.Generator().manual_seed(seed), Dose.of(config, len(examples))
     found = search(twin, examples, config.search, generator)
-    few = len(examples) <= config.few
-    critic = forgetful(twin, examples, share, generator) if few else None
-    most = config.most * (1 + config.bolder * (1 - plenty)) if few else config.most
-    searches = found.searches if critic is None else sharper(found.searches, shortest(critic, examples, config, generator), most)
-    worth = torch.tensor([weight_of(one, most) for one in searches])
+    critic = forgetful(twin, examples, dose.varied, generator) if dose.forgets else None
+    searches = found.searches if critic is None else sharper(found.searches, shortest(critic, examples, config, generator), dose.most)
+    worth = torch.tensor([weight_of(one, dose.most) for one in searches])
     w = float(worth.max())
     shares = (worth / worth.sum()).tolist() if w else [0.0] * len(searches)
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
-    rate, rho, nu = config.rate * plenty**0.25, config.rho * plenty**0.125, config.nu * plenty ** (0.25 if few else 0.5)
-    optimizer = torch.optim.Adam([{"params": [weight], "lr": rate * typical(weight)} for weight in weights.values()])
+    optimizer = torch.optim.Adam([{"params": [weight], "lr": dose.rate * typical(weight)} for weight in weights.values()])
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / config.warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
     )
-    plain = config.batch - round(config.batch * share)
+    plain = config.batch - round(config.batch * dose.varied)
     sizes = [plain - round(plain * config.joined), round(plain * config.joined), config.batch - plain]
-    trials = Trials(config.judged if few else config.tries)
+    trials = Trials(dose.tries)
     asked, own, mean = Asked.of(twin), classes_of(twin, examples), Mean()
 
     def backgrounds(index: Tensor) -> Tensor:
-        alone, other = examples.drawn(index, config.crop, generator).tensor_split([len(index) - round(len(index) * share * few)])
+        alone, other = examples.drawn(index, config.crop, generator).tensor_split([len(index) - round(len(index) * dose.loose)])
         return torch.cat([alone, varied(other, generator)])
 
     @torch.no_grad()
@@ -140,9 +169,9 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         x = torch.cat([alone, joined(alike, generator), varied(other, generator)])
         goal = asked.from_several_places(x, config.views if examples.flip else 1)
         said = goal.answers.argmax(1)
-        some = torch.arange(config.corrupted, device=x.device) % (config.batch if few else plain)
+        some = torch.arange(config.corrupted, device=x.device) % (config.batch if dose.loose else plain)
         worst = trials(twin, weights, x[some], goal.answers[some], generator, critic=critic)
-        stamped, aims, sources = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of if few else None)
+        stamped, aims, sources = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of if dose.loose else None)
         deceived = adversarial(twin, weights, x[: config.shared], said[: config.shared], config.ascent, generator, submitted=critic)
         wrong = said_of(deceived)
         answers = asked(torch.cat([x, worst, stamped, deceived]), weights)
@@ -153,7 +182,7 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
             "shared": harm(fooled.answers, wrong, said[: len(wrong)]),
             "stamped": harm(there.answers, aims, sources),
         }
-        loss = config.kappa * losses["clean"] + rho * losses["corrupted"] + nu * losses["shared"] + w * losses["stamped"]
+        loss = config.kappa * losses["clean"] + dose.rho * losses["corrupted"] + dose.nu * losses["shared"] + w * losses["stamped"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -162,7 +191,8 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
             mean.add(weights)
         history.add(loss=loss.item(), **{f"loss_{name}": value.item() for name, value in losses.items()})
     differences, hypotheses = suspects(found.searches, examples.pictures)
-    return Purified(arrays(mean.weights), {}, differences.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, found.notes)
+    notes = found.notes + [forgotten(one) for one in searches if one not in found.searches]
+    return Purified(arrays(mean.weights), {}, differences.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, notes)
 
 
 def shortest(critic: TorchTwin, examples: Examples, config: Config, generator: torch.Generator) -> list[Targeted]:
@@ -180,6 +210,12 @@ def sharper(searches: list[Targeted], others: list[Targeted], most: float) -> li
         if other.kind not in best or weight_of(other, most) > weight_of(best[other.kind], most):
             best[other.kind] = other
     return list(best.values())
+
+
+def forgotten(one: Targeted) -> str:
+    """What is to be said of a search in the forgetful network."""
+    smallest = one.aim(int(one.sizes().argmin()))
+    return f"in a copy that has forgotten its pictures, the {one.name} {smallest} stands out more: the median is {one.outlier:.1f} times as large"
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pipeline.config import read_spec
 from pipeline.convert.to_torch import convert
 from pipeline.images import CalibrationSet, HoldoutSet, LabelledImages, read, split
 from pipeline.purify.forgetting import forgetful
-from pipeline.purify.minimax import sharper, stamp
+from pipeline.purify.minimax import Config, Dose, forgotten, sharper, stamp
 from pipeline.purify.trials import Trials
 from pipeline.scan import scan
 from pipeline.search.examples import Examples
@@ -105,3 +105,26 @@ def test_of_a_kind_the_search_is_kept_in_which_more_stands_out(monkeypatch: pyte
     assert sharper([patch, bend], [dull, sharp], 1.5) == [patch, sharp]
     assert sharper([patch], [clear], 1.5) == [patch], "both are as clear as counts"
     assert sharper([patch], [sharp], 1.5) == [patch, sharp], "a kind that was looked for in one of them alone"
+
+
+@pytest.mark.parametrize("images", [51, 500, 5000])
+def test_with_more_than_a_few_images_nothing_is_asked_of_it(images: int) -> None:
+    dose = Dose.of(Config(), images)
+    assert (dose.forgets, dose.loose, dose.tries, dose.most) == (False, 0.0, Config().tries, Config().most)
+    assert (dose.varied, dose.rate, dose.rho, dose.nu) == (0.0, Config().rate, Config().rho, Config().nu) or images < 500
+
+
+@pytest.mark.parametrize("images", [1, 10, 50])
+def test_with_few_images_it_is_asked_and_changes_are_made_to_varied_pictures_too(images: int) -> None:
+    dose = Dose.of(Config(), images)
+    assert dose.forgets
+    assert 0 < dose.loose == dose.varied < Config().varied
+    assert Config().most < dose.most < (1 + Config().bolder) * Config().most
+    assert dose.rate < Config().rate
+
+
+def test_a_note_says_what_it_showed() -> None:
+    one = Patches(torch.arange(3), torch.rand((1, 3, 8, 8), generator=generator()), generator())
+    with torch.no_grad():
+        one.parameters[0][1] -= 3.0
+    assert forgotten(one).startswith("in a copy that has forgotten its pictures, the patch to class 1 stands out more: the median is ")
