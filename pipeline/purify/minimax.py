@@ -91,7 +91,7 @@ class Config:
     nu: float = 0.5
     most: float = 1.5
     bolder: float = 3.0
-    few: int = 50
+    few: int = 100
     search: SearchConfig = SEARCH
     views: int = 4
     averaged: float = 0.4
