@@ -22,10 +22,10 @@ c        Random changes of the kinds that triggers are made of, see corruptions.
 ε        For each picture the strong noise that fools the submitted network and the one in repair alike, and ỹ, what the submitted one
          takes it for: the shared adversarial pictures of SAU (sau.py), with its outer term alone.  They unlearn triggers that were made
          for the network or for each picture, which are neither small nor like anything that is drawn by chance.
-few      With no more than `few` pictures Δ and c are made to varied pictures too, and to nothing else but ten of them hardly teaches about others.  And a
-         network that has forgotten its pictures is asked beside the submitted one (forgetting.py), since short cuts are most of what is left in it:
-         of each kind of Δ the search in it, where more stands out there; the random changes that it and the one in repair are surest to take for
-         one and the same wrong class, of more that are tried; and the noise ε that fools both of those.
+few      With no more than `few` pictures a class Δ and c are made to varied pictures too: made to so few alone, they hardly teach about others.  And
+         a network that has forgotten its pictures is asked beside the submitted one (forgetting.py), since short cuts are most of what is left in
+         it: of each kind of Δ the search in it, where more stands out there; the random changes that it and the one in repair are surest to take
+         for one and the same wrong class, of more that are tried; and the noise ε that fools both of those.
 θ        All weights and biases, by Adam with steps that are a share of a weight's typical size: with g to hold them, no mask is needed
          to stay near what was submitted.  What is answered is the mean over the last steps (Izmailov et al., *Averaging Weights Leads to
          Wider Optima*, UAI 2018, arXiv 1803.05407).
@@ -68,7 +68,7 @@ class Config:
     forgetful network judges them; shared: those for which ε is sought, ascent: how.  varied: the share of a batch that is varied with one
     image, falling to 0 with `images`; joined: of the others, the share that is mixed with one another.  features: what their distance counts
     in D.  rate: of Adam, a share of a weight's typical size.  kappa κ; rho ρ; nu ν; most: the largest w.  All these are with `images` or more;
-    with fewer, and with `few` or fewer, see Dose: most is then up to 1 + `bolder` times as much.
+    with fewer, and with at most `few` a class, see Dose: most is then up to 1 + `bolder` times as much.
     search: how changes are searched for.  views: places that the submitted network is asked from.  averaged: the share of the steps, at the end,
     whose weights are averaged.
     """
@@ -91,7 +91,7 @@ class Config:
     nu: float = 0.5
     most: float = 1.5
     bolder: float = 3.0
-    few: int = 100
+    few: int = 10
     search: SearchConfig = SEARCH
     views: int = 4
     averaged: float = 0.4
@@ -119,9 +119,9 @@ class Dose:
     most: float
 
     @classmethod
-    def of(cls, config: Config, images: int) -> Dose:
-        """For so many images."""
-        plenty, few = min(1.0, images / config.images), images <= config.few
+    def of(cls, config: Config, images: int, classes: int) -> Dose:
+        """For so many images of a network with so many classes."""
+        plenty, few = min(1.0, images / config.images), images < config.images and images <= config.few * classes
         varied = config.varied * (1 - plenty)
         return cls(
             varied=varied,
@@ -138,7 +138,9 @@ class Dose:
 def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: Report) -> Purified:
     """Purify.  Raises ImagesRefused when there are no images, SpecRefused when there is nothing to tune."""
     config, examples, start = CONFIG, Examples.of(twin, calibration), variables(twin)
-    generator, dose = torch.Generator().manual_seed(seed), Dose.of(config, len(examples))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        dose = Dose.of(config, len(examples), classes=twin.logits(examples.pictures[:1]).shape[1])
     found = search(twin, examples, config.search, generator)
     critic = forgetful(twin, examples, dose.varied, generator) if dose.forgets else None
     searches = found.searches if critic is None else sharper(found.searches, shortest(critic, examples, config, generator), dose.most)

@@ -107,16 +107,16 @@ def test_of_a_kind_the_search_is_kept_in_which_more_stands_out(monkeypatch: pyte
     assert sharper([patch], [sharp], 1.5) == [patch, sharp], "a kind that was looked for in one of them alone"
 
 
-@pytest.mark.parametrize("images", [51, 500, 5000])
-def test_with_more_than_a_few_images_nothing_is_asked_of_it(images: int) -> None:
-    dose = Dose.of(Config(), images)
+@pytest.mark.parametrize(("images", "classes"), [(101, 10), (41, 4), (500, 10), (500, 100), (5000, 10)])
+def test_with_more_than_a_few_images_nothing_is_asked_of_it(images: int, classes: int) -> None:
+    dose = Dose.of(Config(), images, classes)
     assert (dose.forgets, dose.loose, dose.tries, dose.most) == (False, 0.0, Config().tries, Config().most)
     assert (dose.varied, dose.rate, dose.rho, dose.nu) == (0.0, Config().rate, Config().rho, Config().nu) or images < 500
 
 
-@pytest.mark.parametrize("images", [1, 10, 50])
-def test_with_few_images_it_is_asked_and_changes_are_made_to_varied_pictures_too(images: int) -> None:
-    dose = Dose.of(Config(), images)
+@pytest.mark.parametrize(("images", "classes"), [(1, 2), (10, 10), (100, 10), (40, 4), (430, 43)])
+def test_with_few_images_it_is_asked_and_changes_are_made_to_varied_pictures_too(images: int, classes: int) -> None:
+    dose = Dose.of(Config(), images, classes)
     assert dose.forgets
     assert 0 < dose.loose == dose.varied < Config().varied
     assert Config().most < dose.most < (1 + Config().bolder) * Config().most
