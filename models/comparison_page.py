@@ -23,6 +23,7 @@ FLOOR = (
     " sees, so this and not 0 is what a perfect repair would leave."
 )
 FIGURES = ("asr", "ra", "der", "altered", "relearnt_5", "relearnt_50", "seconds")
+NAMED = 6  # methods in a panel, up to which each point has its name beside it
 
 
 def _percent(share: float) -> str:
@@ -174,8 +175,11 @@ def accuracy_against_asr(rows: Sequence[Row]) -> bytes:
         for panel, (title, methods) in zip(panels, panels_of, strict=False):
             for name, some in methods.items():
                 point = (mean(some, lambda row: 100 * (row.acc_before - row.acc)), mean(some, lambda row: 100 * row.asr))
-                panel.scatter(*point, color=colours[name], marker="os^v"[names.index(name) // 10 % 4], s=28)
-                panel.annotate(name, point, xytext=(3, 3), textcoords="offset points", fontsize="xx-small")
+                panel.scatter(*point, color=colours[name], marker="os^v"[names.index(name) // 10 % 4], s=28, label=name)
+                if len(methods) <= NAMED:
+                    panel.annotate(name, point, xytext=(3, 3), textcoords="offset points", fontsize="xx-small")
+            if len(methods) > NAMED:  # names beside so many points would lie on one another
+                panel.legend(fontsize="xx-small", ncols=2)
             panel.set_xlim(left=min(0.0, panel.get_xlim()[0]))
             panel.set_title(title, fontsize="small")
             panel.set_xlabel("points of accuracy lost")
