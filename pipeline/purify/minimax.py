@@ -7,25 +7,25 @@ g is what the submitted network says of the picture x: distillation, so that a f
 the network knew is what it keeps.  Where a mirror is harmless it is asked from several places, the picture shifted and
 mirrored, and the mean is a little better than any answer alone.  D is the Kullback-Leibler divergence of the answers, and the
 distance of what the last hidden layer says: hundreds of numbers a picture where the answer has ten (knowledge.py).  No label has
-to survive what is done to a picture before g is asked for.  So half of them are cut into or mixed with one another, and with few
-pictures most of a batch is turned, enlarged and recoloured too: ten of them teach far more than their labels.
+to survive what is done to a picture before g is asked for.  So many of a batch are cut into or mixed with one another, turned, enlarged
+and recoloured, the more the fewer there are: ten pictures teach far more than their labels.  Δ, c and ε are made to varied pictures too:
+made to so few alone, they hardly teach about others.
+
+Beside the submitted network a second one is asked, which has forgotten its pictures (forgetting.py): short cuts are most of what is left in it.
 
 Δ        Changes that lead astray, each the smallest of its kind (pipeline/search): the patch and the warp that send every picture to one class, for
          each class; the patch that sends each picture s classes on, for each s; the patch that takes the pictures of one class away from it,
-         for each class.  Where one needs to be much smaller than the others, there is a short cut; its share of a batch, and w, grow with
-         how much it stands out, w = min(1.5, (median size / smallest / what is usual - 1)²).  So a network without a short cut of these
-         kinds is not changed for their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
+         for each class.  Patches, warps and faint additions are searched for in the forgetful network as well, and of each kind that search is
+         kept in which more stands out.  Where one needs to be much smaller than the others, there is a short cut; its share of a batch, and w,
+         grow with how much it stands out: (median size / smallest / what is usual - 1)², up to a limit.  So a network without a short cut of
+         these kinds is not changed for their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
 H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.
-c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few tried on a picture, the one that moves the
-         answer most, and one of those that are tried is what last moved a picture of that class most (trials.py).  They unlearn triggers that
-         cover the picture, warps among them, and weaken waves and triggers that are made for each picture.
-ε        For each picture the strong noise that fools the submitted network and the one in repair alike, and ỹ, what the submitted one
-         takes it for: the shared adversarial pictures of SAU (sau.py), with its outer term alone.  They unlearn triggers that were made
-         for the network or for each picture, which are neither small nor like anything that is drawn by chance.
-few      With no more than `few` pictures a class Δ and c are made to varied pictures too: made to so few alone, they hardly teach about others.  And
-         a network that has forgotten its pictures is asked beside the submitted one (forgetting.py), since short cuts are most of what is left in
-         it: of each kind of Δ the search in it, where more stands out there; the random changes that it and the one in repair are surest to take
-         for one and the same wrong class, of more that are tried; and the noise ε that fools both of those.
+c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few tried on a picture, the one that the forgetful network and
+         the one in repair are surest to take for one and the same wrong class, and one of those that are tried is what last moved a picture of
+         that class most (trials.py).  They unlearn triggers that cover the picture, and weaken waves and triggers that are made for each picture.
+ε        For each picture the strong noise that fools the forgetful network and the one in repair alike, and ỹ, what the submitted one takes it for:
+         the shared adversarial pictures of SAU (sau.py), with its outer term alone.  They unlearn triggers that were made for the network or for
+         each picture, which are neither small nor like anything that is drawn by chance.
 θ        All weights and biases, by Adam with steps that are a share of a weight's typical size: with g to hold them, no mask is needed
          to stay near what was submitted.  What is answered is the mean over the last steps (Izmailov et al., *Averaging Weights Leads to
          Wider Optima*, UAI 2018, arXiv 1803.05407).
@@ -57,27 +57,26 @@ from pipeline.search.targeted import Kind, Pictures, Said, Targeted
 from pipeline.twin import TorchTwin
 
 ASCENT = Ascent(ascents=3)
-USUAL: dict[Kind, float] = {"patch": 1.75, "warp": 1.6, "faint": 2.0}  # `outlier` of clean networks that have forgotten their pictures
+SOUGHT: tuple[tuple[Kind, float], ...] = (("patch", 1.0), ("warp", 1.5), ("warp", 1.5), ("faint", 1.0))  # in the forgetful network, and how long
+USUAL: dict[Kind, float] = {"patch": 1.75, "warp": 2.0, "faint": 2.0}  # `outlier` of clean networks that have forgotten their pictures
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings.
 
-    steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each, and `judged` where the
-    forgetful network judges them; shared: those for which ε is sought, ascent: how.  varied: the share of a batch that is varied with one
-    image, falling to 0 with `images`; joined: of the others, the share that is mixed with one another.  features: what their distance counts
-    in D.  rate: of Adam, a share of a weight's typical size.  kappa κ; rho ρ; nu ν; most: the largest w.  All these are with `images` or more;
-    with fewer, and with at most `few` a class, see Dose: most is then up to 1 + `bolder` times as much.
-    search: how changes are searched for.  views: places that the submitted network is asked from.  averaged: the share of the steps, at the end,
-    whose weights are averaged.
+    steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each; shared: those for which ε is
+    sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to half of it with half of `images`; joined: of
+    the others, the share that is mixed with one another.  features: what their distance counts in D.  rate: of Adam, a share of a weight's
+    typical size.  kappa κ; rho ρ; nu ν.  All these are with `images` or more; see Dose for fewer.  most: the largest w; with more than `few`
+    images a class half of it is, but for warps.  search: how changes are searched for.  views: places that the submitted network is asked from.
+    averaged: the share of the steps, at the end, whose weights are averaged.
     """
 
     steps: int = 150
     batch: int = 64
     corrupted: int = 64
-    tries: int = 3
-    judged: int = 8
+    tries: int = 8
     shared: int = 32
     ascent: Ascent = ASCENT
     joined: float = 0.5
@@ -89,8 +88,7 @@ class Config:
     kappa: float = 6.0
     rho: float = 1.0
     nu: float = 0.5
-    most: float = 1.5
-    bolder: float = 3.0
+    most: float = 6.0
     few: int = 10
     search: SearchConfig = SEARCH
     views: int = 4
@@ -105,34 +103,33 @@ CONFIG = Config()
 class Dose:
     """What Config comes to with a number of images.
 
-    varied: the share of a batch that is varied; loose: of the pictures that Δ and c are made to.  forgets: whether a network that has forgotten its
-    pictures is asked.  The others are as in Config.
+    varied: the share of a batch, and of the pictures that Δ is made to, that is varied.  most: the largest w, and bent: of a warp.  The others are
+    as in Config.
     """
 
     varied: float
-    loose: float
-    forgets: bool
-    tries: int
     rate: float
     rho: float
     nu: float
     most: float
+    bent: float
 
     @classmethod
     def of(cls, config: Config, images: int, classes: int) -> Dose:
         """For so many images of a network with so many classes."""
-        plenty, few = min(1.0, images / config.images), images < config.images and images <= config.few * classes
-        varied = config.varied * (1 - plenty)
+        plenty = min(1.0, images / config.images)
         return cls(
-            varied=varied,
-            loose=varied if few else 0.0,
-            forgets=few,
-            tries=config.judged if few else config.tries,
+            varied=config.varied * max(0.5, 1 - plenty),
             rate=config.rate * plenty**0.25,
             rho=config.rho * plenty**0.125,
-            nu=config.nu * plenty ** (0.25 if few else 0.5),
-            most=config.most * (1 + config.bolder * (1 - plenty)) if few else config.most,
+            nu=config.nu * plenty**0.25,
+            most=config.most if images <= config.few * classes else config.most / 2,
+            bent=config.most,
         )
+
+    def weight(self, one: Targeted) -> float:
+        """w of a search: 0 where no class stands out, 1 where one needs half of what the others do, and `most`, or of a warp `bent`, at most."""
+        return min(self.bent if one.kind == "warp" else self.most, max(0.0, one.outlier / one.usual - 1) ** 2)
 
 
 def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: Report) -> Purified:
@@ -142,9 +139,9 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     with torch.no_grad():
         dose = Dose.of(config, len(examples), classes=twin.logits(examples.pictures[:1]).shape[1])
     found = search(twin, examples, config.search, generator)
-    critic = forgetful(twin, examples, dose.varied, generator) if dose.forgets else None
-    searches = found.searches if critic is None else sharper(found.searches, shortest(critic, examples, config, generator), dose.most)
-    worth = torch.tensor([weight_of(one, dose.most) for one in searches])
+    critic = forgetful(twin, examples, dose.varied, generator)
+    searches = sharper(found.searches, shortest(critic, examples, config, generator), dose)
+    worth = torch.tensor([dose.weight(one) for one in searches])
     w = float(worth.max())
     shares = (worth / worth.sum()).tolist() if w else [0.0] * len(searches)
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
@@ -154,11 +151,11 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     )
     plain = config.batch - round(config.batch * dose.varied)
     sizes = [plain - round(plain * config.joined), round(plain * config.joined), config.batch - plain]
-    trials = Trials(dose.tries)
+    trials = Trials(config.tries)
     asked, own, mean = Asked.of(twin), classes_of(twin, examples), Mean()
 
     def backgrounds(index: Tensor) -> Tensor:
-        alone, other = examples.drawn(index, config.crop, generator).tensor_split([len(index) - round(len(index) * dose.loose)])
+        alone, other = examples.drawn(index, config.crop, generator).tensor_split([len(index) - round(len(index) * dose.varied)])
         return torch.cat([alone, varied(other, generator)])
 
     @torch.no_grad()
@@ -171,9 +168,9 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         x = torch.cat([alone, joined(alike, generator), varied(other, generator)])
         goal = asked.from_several_places(x, config.views if examples.flip else 1)
         said = goal.answers.argmax(1)
-        some = torch.arange(config.corrupted, device=x.device) % (config.batch if dose.loose else plain)
+        some = torch.arange(config.corrupted, device=x.device) % config.batch
         worst = trials(twin, weights, x[some], goal.answers[some], generator, critic=critic)
-        stamped, aims, sources = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of if dose.loose else None)
+        stamped, aims, sources = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of)
         deceived = adversarial(twin, weights, x[: config.shared], said[: config.shared], config.ascent, generator, submitted=critic)
         wrong = said_of(deceived)
         answers = asked(torch.cat([x, worst, stamped, deceived]), weights)
@@ -199,17 +196,21 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
 
 def shortest(critic: TorchTwin, examples: Examples, config: Config, generator: torch.Generator) -> list[Targeted]:
     """The smallest changes of the forgetful network: little else is left in it than short cuts, and some stand out more."""
-    found = search(critic, examples, replace(config.search, kinds=tuple(USUAL)), generator).searches
+    found = [
+        one
+        for kind, steps in SOUGHT
+        for one in search(critic, examples, replace(config.search, kinds=(kind,), steps=round(steps * config.search.steps)), generator).searches
+    ]
     for one in found:
         one.usual = USUAL[one.kind]
     return found
 
 
-def sharper(searches: list[Targeted], others: list[Targeted], most: float) -> list[Targeted]:
+def sharper(searches: list[Targeted], others: list[Targeted], dose: Dose) -> list[Targeted]:
     """Of each kind the search in which more stands out, or the first of two that are alike: what the forgetful network falls for is less than a trigger."""
     best = {one.kind: one for one in searches}
     for other in others:
-        if other.kind not in best or weight_of(other, most) > weight_of(best[other.kind], most):
+        if other.kind not in best or dose.weight(other) > dose.weight(best[other.kind]):
             best[other.kind] = other
     return list(best.values())
 
@@ -235,13 +236,8 @@ class Mean:
         self.weights = {name: known[name] + (weight - known[name]) / self.count for name, weight in weights.items()}
 
 
-def weight_of(one: Targeted, most: float) -> float:
-    """w of a search: 0 where no class stands out, 1 where one needs half of what the others do, and `most` at most."""
-    return min(most, max(0.0, one.outlier / one.usual - 1) ** 2)
-
-
 def stamp(
-    searches: list[Targeted], shares: list[float], count: int, pictures: Pictures, own: Tensor, generator: torch.Generator, *, said: Said | None = None
+    searches: list[Targeted], shares: list[float], count: int, pictures: Pictures, own: Tensor, generator: torch.Generator, *, said: Said
 ) -> tuple[Tensor, Tensor, Tensor]:
     """So many pictures, a share of them for each search, changed; the classes that the changes aim at; and those that they are taken for, out of own (M)."""
     ends = [round(count * sum(shares[: row + 1])) for row in range(len(searches))]

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.convert.to_torch import convert
 from pipeline.purify.corruptions import KINDS, Kind
 from pipeline.purify.knowledge import Asked, Knowledge, divergence
-from pipeline.purify.minimax import Mean, harm, stamp, weight_of
+from pipeline.purify.minimax import Config, Dose, Mean, harm, stamp
 from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import typical
 from pipeline.purify.variety import joined, varied
@@ -54,17 +54,24 @@ def test_no_search_has_a_share_when_nothing_stands_out() -> None:
     x = torch.rand((8, 3, 8, 8), generator=generator())
     searches: list[Targeted] = [Patches(torch.arange(3), x[:1], generator()), Warps(torch.arange(3), x[:1], generator())]
     own = torch.arange(8) % 3
-    changed, aims, sources = stamp(searches, [0.0, 0.0], 8, lambda index: x[index], own, generator())
+
+    def alike(x: Tensor) -> Tensor:
+        return torch.zeros(len(x), dtype=torch.int64)
+
+    changed, aims, sources = stamp(searches, [0.0, 0.0], 8, lambda index: x[index], own, generator(), said=alike)
     assert len(changed) == len(aims) == len(sources) == 0 and changed.shape[1:] == x.shape[1:]
-    changed, aims, sources = stamp(searches, [0.25, 0.75], 8, lambda index: x[index], own, generator())
+    changed, aims, sources = stamp(searches, [0.25, 0.75], 8, lambda index: x[index], own, generator(), said=alike)
     assert len(changed) == len(aims) == len(sources) == 8
 
 
-@pytest.mark.parametrize(("size", "weight"), [(10.0, 0.0), (8.0, 0.0625), (5.0, 1.0), (4.0, 2.25), (1.0, 3.0)])
-def test_weight_grows_with_what_stands_out(size: float, weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = Patches(torch.arange(5), torch.zeros(1, 1, 4, 4), generator())
+@pytest.mark.parametrize(
+    ("kind", "size", "weight"),
+    [(Patches, 10.0, 0.0), (Patches, 8.0, 0.0625), (Patches, 5.0, 1.0), (Patches, 4.0, 2.25), (Patches, 1.0, 3.0), (Warps, 1.0, 6.0)],
+)
+def test_weight_grows_with_what_stands_out(kind: type[Targeted], size: float, weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = kind(torch.arange(5), torch.zeros(1, 1, 4, 4), generator())
     monkeypatch.setattr(found, "sizes", lambda: torch.tensor([10.0, 10, 10, 12, size]))
-    assert weight_of(found, 3.0) == pytest.approx(weight)
+    assert Dose.of(Config(), 500, 10).weight(found) == pytest.approx(weight)
 
 
 def test_harm_is_of_the_aim_alone() -> None:
