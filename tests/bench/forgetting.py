@@ -18,7 +18,7 @@ from models.comparison import Victim
 from pipeline.convert.to_torch import convert
 from pipeline.images import CalibrationSet
 from pipeline.purify.forgetting import forgetful
-from pipeline.purify.minimax import CONFIG
+from pipeline.purify.minimax import CONFIG, Dose
 from pipeline.search.examples import Examples
 from pipeline.twin import TorchTwin
 
@@ -39,8 +39,8 @@ def told(folder: Path, images: int) -> str:
     victim = Victim(folder, judges=2000, device="cpu")
     twin = convert(victim.model, victim.reading, victim.facts)[0]
     examples = Examples.of(twin, victim.drawn(images, 0))
-    share = CONFIG.varied * (1 - min(1.0, len(examples) / CONFIG.images))
-    networks = [twin, forgetful(twin, examples, share, torch.Generator().manual_seed(0))]
+    dose = Dose.of(CONFIG, len(examples), classes=victim.before.classes)
+    networks = [twin, forgetful(twin, examples, dose.varied, torch.Generator().manual_seed(0))]
     held = Examples.of(twin, CalibrationSet(victim.holdout.images, victim.holdout.labels))
     pictures = victim.attack.trigger(held.pictures.permute(0, 2, 3, 1).numpy())
     triggered = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2)
