@@ -69,7 +69,7 @@ class Config:
     sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to half of it with half of `images`; joined: of
     the others, the share that is mixed with one another.  features: what their distance counts in D.  rate: of Adam, a share of a weight's
     typical size.  kappa κ; rho ρ; nu ν.  All these are with `images` or more; see Dose for fewer.  most: the largest w.  With more than `few`
-    images a class it is half of that, but for warps, and less with less than seven classes, among which one stands out by chance.  search: how
+    images a class it is half of that, but for warps, and less with less than ten classes, among which one stands out by chance.  search: how
     changes are searched for.  views: places that the submitted network is asked from.  averaged: the share of the steps, at the end, whose
     weights are averaged.
     """
@@ -124,7 +124,7 @@ class Dose:
             rate=config.rate * plenty**0.25,
             rho=config.rho * plenty**0.125,
             nu=config.nu * plenty**0.25,
-            most=config.most * (1 if images <= config.few * classes else min(0.5, (classes - 1) / 12)),
+            most=config.most * (1 if images <= config.few * classes else min(0.5, (classes - 1) / 18)),
             bent=config.most,
         )
 

@@ -112,7 +112,7 @@ def test_of_a_kind_the_search_is_kept_in_which_more_stands_out(monkeypatch: pyte
 def test_with_more_than_a_few_images_a_patch_weighs_less(images: int, classes: int) -> None:
     """A warp does not: it is everywhere in a picture."""
     dose = Dose.of(Config(), images, classes)
-    assert (dose.most, dose.bent) == (Config().most / (2 if classes == 10 else 4), Config().most)
+    assert (dose.most, dose.bent) == (Config().most / (2 if classes == 10 else 6), Config().most)
 
 
 @pytest.mark.parametrize(("images", "classes"), [(1, 2), (10, 10), (100, 10), (40, 4), (430, 43)])
