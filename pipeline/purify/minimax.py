@@ -8,7 +8,7 @@ the network knew is what it keeps.  Where a mirror is harmless it is asked from 
 mirrored, and the mean is a little better than any answer alone.  D is the Kullback-Leibler divergence of the answers, and the
 distance of what the last hidden layer says: hundreds of numbers a picture where the answer has ten (knowledge.py).  No label has
 to survive what is done to a picture before g is asked for.  So many of a batch are cut into or mixed with one another, turned, enlarged
-and recoloured, the more the fewer there are: ten pictures teach far more than their labels.  Δ, c and ε are made to varied pictures too:
+and recoloured, the more the fewer there are: ten pictures teach far more than their labels.  Δ and c are made to varied pictures too:
 made to so few alone, they hardly teach about others.
 
 Beside the submitted network a second one is asked, which has forgotten its pictures (forgetting.py): short cuts are most of what is left in it.
