@@ -17,7 +17,9 @@ def purify(
         list[Path] | None, typer.Argument(metavar="VICTIM...", help="Folders with model.onnx and audit.yaml; default: the one that ships.")
     ] = None,
     method: Annotated[list[str] | None, typer.Option("--method", help="awm, awm:paper, fine-pruning, …; may be given again. Default: all.")] = None,
-    images: Annotated[list[int] | None, typer.Option("--images", help="Calibration images; 1 is one a class. May be given again.")] = None,
+    images: Annotated[
+        list[int] | None, typer.Option("--images", help="Calibration images; 1 is one a class. May be given again. Default: 1, 50 and 500.")
+    ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds; they draw the images and seed the method.")] = 3,
     judges: Annotated[int, typer.Option("--judges", min=50, help="Hold-out images that judge every run.")] = 500,
     rows: Annotated[Path, typer.Option("--rows", metavar="FILE.csv", help="Where rows are kept; a killed run goes on from there.")] = Path(
@@ -46,6 +48,8 @@ def purify(
     wanted = [tuple(name.split(":", 1)) if ":" in name else (name, "default") for name in method or METHODS]
     if unknown := [name for name, _ in wanted if name not in METHODS]:
         raise typer.BadParameter(f"there is no method {unknown[0]!r}; there are: {', '.join(METHODS)}", param_hint="--method")
+    if unknown := [preset for _, preset in wanted if preset not in ("default", "paper")]:
+        raise typer.BadParameter(f"there is no preset {unknown[0]!r}; there are: default, paper", param_hint="--method")
     jobs = [
         Job(victim=str(victim.resolve()), method=name, preset=preset, images=size, seed=seed)
         for victim in victims or [SHIPPED]

@@ -83,6 +83,10 @@ def show(report: AuditReport, *, folder: str) -> None:
             table.add_row(Text(f"{row.metric} {row.name}"), Text(target), *_cells(row.before), *_cells(row.after))
         console.print()
         console.print(table)
+    if report.purified is not None and report.purified.method == "auto":
+        console.print()
+        for note in report.purified.notes:
+            console.print(Text(f"auto: {note}", "dim"), soft_wrap=True)
     reused = [stage.name for stage in report.stages if stage.outcome == "reused"]
     console.print()
     if reused:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
 from math import isnan, nan
@@ -55,7 +55,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of it, in 0..1 on the hold-out images.
+    """What came of it, in 0..1 on `judges` hold-out images.
 
     seconds: of the purifier alone.  altered: the largest ASR of slightly altered triggers.  relearnt_5, relearnt_50: ASR after a short
     fine-tuning with so many poisoned samples.  Those three are NaN where they were not asked for, or where it diverged.  error: why there is nothing.
@@ -66,6 +66,7 @@ class Row:
     preset: str
     images: int
     seed: int
+    judges: int
     acc_before: float
     asr_before: float
     acc: float
@@ -105,6 +106,7 @@ class Victim:
         if self.spec.input is None or not self.spec.triggers:
             raise ValueError(f"the audit.yaml of {folder} must say how the model reads images, and its trigger")
         self.reading, self.facts = self.spec.input, scan(self.model).model
+        self.judges = judges
         self.holdout, self.pool = split(all_images(self.spec), calibration=judges, seed=0)
         self.attack = _attack(self.spec)
         self.before = self.measured(self.model)
@@ -114,12 +116,8 @@ class Victim:
         return measure(Classifier(model, self.reading, device=self.device.type), HoldoutSet(self.holdout.images, self.holdout.labels), [self.attack])
 
     def drawn(self, images: int, seed: int) -> CalibrationSet:
-        """Calibration images from those that do not judge; 1 stands for one a class.  Raises ValueError when there are too few."""
-        wanted = self.before.classes if images == ONE_A_CLASS else images
-        if wanted > len(self.pool):
-            raise ValueError(f"{wanted} calibration images are asked for, and {len(self.pool)} are left beside those that judge")
-        drawn = self.pool if wanted == len(self.pool) else split(LabelledImages(self.pool.images, self.pool.labels), calibration=wanted, seed=seed)[0]
-        return CalibrationSet(drawn.images, drawn.labels)
+        """Calibration images from those that do not judge."""
+        return drawn(LabelledImages(self.pool.images, self.pool.labels), images, seed)
 
     def purified(self, job: Job, *, depth: bool) -> Row:
         """One purification, through the file.  depth: also see whether the backdoor comes back."""
@@ -165,6 +163,7 @@ class Victim:
         before, attack = self.before, after.attacks[0]
         return Row(
             **asdict(job),
+            judges=self.judges,
             acc_before=before.clean.rate,
             asr_before=before.attacks[0].asr.rate,
             acc=after.clean.rate,
@@ -187,6 +186,18 @@ def all_images(spec: AuditSpec) -> LabelledImages:
     return LabelledImages(np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
 
 
+def drawn(pool: LabelledImages, images: int, seed: int) -> CalibrationSet:
+    """So many of the pool, by chance, each class in its share; 1 stands for one a class, however rare.  Raises ValueError when there are too few."""
+    if images == ONE_A_CLASS:
+        of_each = [np.flatnonzero(pool.labels == label) for label in np.unique(pool.labels)]
+        images, pool = len(of_each), pool.at(np.sort(np.concatenate([rows[: min(map(len, of_each))] for rows in of_each])))
+    if images > len(pool):
+        raise ValueError(f"{images} calibration images are asked for, and {len(pool)} are left beside those that judge")
+    if images == len(pool):
+        return CalibrationSet(pool.images, pool.labels)
+    return split(pool, calibration=images, seed=seed)[0]
+
+
 def _attack(spec: AuditSpec) -> KnownAttack:
     trigger = spec.triggers[0]
     built = trigger.build(3 if spec.input is None else spec.input.depth)
@@ -204,7 +215,7 @@ def _work(job: Job, judges: int, device: str, depth: bool, twin: Path | None) ->
     victim = _victims[job.victim]
     try:
         return victim.purified(job, depth=depth) if twin is None else victim.beside(job, twin)
-    except (AuditError, ValueError, RuntimeError) as error:
+    except (AuditError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
         return victim.failed(job, error)
 
 
@@ -227,21 +238,37 @@ def compare(
     jobs = list(jobs)
     beside = {Job(victim, TWIN, twin.name, 0, 0): twin for victim in {job.victim for job in jobs} for twin in twins if kind_of(twin) == kind_of(Path(victim))}
     digests = {victim: sha256(Path(victim) / "model.onnx") for victim in {job.victim for job in jobs}}
-    places = {digest: victim for victim, digest in digests.items()}  # a row is known by its model, wherever that lay
-    known = {row.job: row for row in (replace(row, victim=places.get(row.model, row.victim)) for row in table.load(Row, rows_file))}
-    missing = [job for job in jobs if job not in known or known[job].model != digests[job.victim] or known[job].error or (depth and isnan(known[job].altered))]
-    missing += [job for job in beside if job not in known]
+    known = {row.job: row for row in (replace(row, victim=_place(row, digests)) for row in table.load(Row, rows_file))}
+
+    def made(job: Job) -> bool:
+        row = known.get(job)
+        if row is None or row.error or row.model != digests[job.victim] or row.judges != judges:
+            return False
+        return not (depth and isnan(row.altered)) or job in beside
+
+    missing = [job for job in [*jobs, *beside] if not made(job)]
     rows_file.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(rows_file, table.to_csv(Row, known.values()))
     with processes(side_by_side(device, workers)) as pool:
         pending = {pool.submit(_work, job, judges, device, depth, beside.get(job)): job for job in missing}
-        for done, future in enumerate(as_completed(pending), start=1):
-            row = future.result()
-            known[row.job] = row
-            table.append(rows_file, row)
-            if listener is not None:
-                listener(row, done, len(missing))
+        try:
+            for done, future in enumerate(as_completed(pending), start=1):
+                row = future.result()
+                known[row.job] = row
+                table.append(rows_file, row)
+                if listener is not None:
+                    listener(row, done, len(missing))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what nobody would write down is not begun
+            raise
+    atomic_write(rows_file, table.to_csv(Row, known.values()))  # a row that was made again stands once
     return [known[job] for job in jobs]
+
+
+def _place(row: Row, digests: Mapping[str, str]) -> str:
+    """Where the victim of a row lies now, known by its model, and by the name of its folder where several have the same.  digests: folder -> of its model."""
+    here = [victim for victim, digest in digests.items() if digest == row.model]
+    return min(here, key=lambda victim: (victim != row.victim, Path(victim).name != Path(row.victim).name), default=row.victim)
 
 
 def kind_of(victim: Path) -> tuple[str, str] | None:

@@ -14,11 +14,10 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from models import rows as table
-from models.comparison import ONE_A_CLASS, all_images
+from models.comparison import all_images, drawn
 from models.processes import processes, side_by_side
 from pipeline.artifact import atomic_write, sha256
 from pipeline.config import AuditSpec, read_spec
@@ -27,7 +26,7 @@ from pipeline.detect.bank import KINDS, Standing, standings
 from pipeline.detect.detect import anomaly_index, look
 from pipeline.errors import AuditError
 from pipeline.findings import printable
-from pipeline.images import CalibrationSet, LabelledImages, split
+from pipeline.images import LabelledImages, split
 from pipeline.results import onward
 from pipeline.scan import scan
 from pipeline.twin import choose_device
@@ -111,10 +110,9 @@ def made(job: Look, device: str) -> Row:
     try:
         twin = convert(folder / "model.onnx", spec.input, scan(folder / "model.onnx").model)[0].to(choose_device(device))
         _, pool = split(all_images(spec), calibration=JUDGES, seed=0)
-        wanted = len(np.unique(pool.labels)) if job.images == ONE_A_CLASS else job.images
-        drawn, _ = split(LabelledImages(pool.images, pool.labels), calibration=wanted, seed=job.seed)
+        calibration = drawn(LabelledImages(pool.images, pool.labels), job.images, job.seed)
         started = time.monotonic()
-        _, _, found = look(twin, CalibrationSet(drawn.images, drawn.labels), seed=job.seed, seconds=float("inf"))
+        _, _, found = look(twin, calibration, seed=job.seed, seconds=float("inf"))
     except (AuditError, ValueError, RuntimeError) as error:
         return Row(**says, **nothing, error=printable(f"{type(error).__name__}: {error}"))
     seconds = time.monotonic() - started

@@ -115,13 +115,15 @@ def cards(zoo: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def unpack(zoo: Path, data: Path) -> list[Path]:
     """Lay out the victims that ship, and the test images of their data sets, and return their folders; what lies there already stays.
 
-    data: the folder that holds the data sets.  Raises BadInput.
+    data: the folder that holds the data sets.  Raises BadInput, also where a victim of another recipe lies in the way.
     """
     folders = []
     for name, card in cards(SHIPPED):
         recipe, folder = Recipe(**card["recipe"]), zoo / name
         _write_test_images(dataset(recipe.data, data), zoo / f"{recipe.data}-test.npz")
         if not finished(recipe, zoo):
+            if (folder / "card.json").exists():
+                raise BadInput(f"{folder} holds a victim of another recipe, which would be lost: choose another --zoo")
             shutil.copytree(SHIPPED / name, folder, ignore=shutil.ignore_patterns("card.json"), dirs_exist_ok=True)
             atomic_write(folder / "card.json", (SHIPPED / name / "card.json").read_bytes())
         folders.append(folder)
@@ -153,8 +155,12 @@ def build(
         most = min(workers, max(1, len(missing)))
         with processes(most, threads=1) as pool:
             pending = {pool.submit(_make_alone, recipe, zoo, data, device): recipe for recipe in missing}
-            for done, future in enumerate(as_completed(pending), start=1):
-                listener(f"{done}/{len(missing)}  {pending[future].name}: {future.result()}")
+            try:
+                for done, future in enumerate(as_completed(pending), start=1):
+                    listener(f"{done}/{len(missing)}  {pending[future].name}: {future.result()}")
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # the others are made when it is called again
+                raise
     return [zoo / recipe.name for recipe in recipes]
 
 

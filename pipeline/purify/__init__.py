@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.errors import StageFailed
 from pipeline.images import CalibrationSet
 from pipeline.results import Step
 from pipeline.twin import TorchTwin
@@ -49,7 +51,8 @@ class History:
     steps: list[Step] = field(default_factory=list)
 
     def add(self, **figures: float) -> None:
-        """Another step, with its figures."""
+        """Another step, with those of its figures that are finite."""
+        figures = {name: value for name, value in figures.items() if isfinite(value)}
         self.steps.append(Step(step=len(self.steps) + 1, metrics=figures))
         self.report(len(self.steps), self.most, figures)
 
@@ -108,5 +111,8 @@ def _quickly(method: Purifier) -> Purifier:
 
 
 def arrays(tensors: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
-    """Tensors by name as NumPy arrays on the CPU."""
-    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
+    """Weights or masks by name as NumPy arrays on the CPU.  Raises StageFailed when they are not finite: a file can be made so that gradients are not."""
+    found = {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
+    if not all(np.isfinite(values).all() for values in found.values()):
+        raise StageFailed("the repair came to weights that are not finite")
+    return found

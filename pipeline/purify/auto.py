@@ -3,10 +3,10 @@
 Three calibration images in four are what each candidate works with; the others, kept aside, judge it as a hold-out set would, but without
 a trigger.  In its place stand changes that triggers are made of:
 
-recovered   the smallest patches and warps that send pictures of the submitted network to one class, drawn as `awm` does, by how small they are;
-random      of three random changes of a picture the one that moves the answer most, see corruptions.py.
+recovered   the smallest changes of the submitted network, of every kind that `awm` searches for, drawn as it does, by how small they are;
+random      of eight random changes of a picture the one that moves the answer most, see corruptions.py.
 
-Fooled is a picture that goes to the class of the first, or is no longer what the submitted network said by the second.  What is estimated
+Fooled is a picture that goes where the first aims, or is no longer what the submitted network said by the second.  What is estimated
 is the rating that papers give, DER = (max(0, Δfooled) - max(0, Δaccuracy) + 1) / 2, with the mean of the two for ASR.  An estimate: a
 method can look good here and fail on the trigger, and `awm` has learnt against changes of these kinds, though not from these pictures.
 
@@ -97,6 +97,8 @@ def _choose(twin: TorchTwin, calibration: CalibrationSet, seed: int, run: Callab
     jury = Jury(twin, Examples.of(twin, CalibrationSet(kept.images, kept.labels)), seed)
     before, found = jury(None), {}
     notes = [f"submitted: {before}, on {len(kept)} calibration images kept aside"]
+    if not jury.searches:
+        notes.append("no change could be searched for: the gradients of this network are not finite")
     for name, method in CANDIDATES.items():
         try:
             purified = run(method, used)
@@ -129,12 +131,12 @@ class Jury:
         there = [self._sent(search, weights, generator) for search in self.searches]
         worst = Trials(CONFIG.tries)(self.twin, weights, pictures, self.goal, generator)
         moved = (self.twin.logits(worst, weights).argmax(1) != own).float().mean()
-        return Judged(accuracy(self.twin, pictures, self.kept.labels, weights), sum(there) / len(there), float(moved))
+        return Judged(accuracy(self.twin, pictures, self.kept.labels, weights), sum(there) / max(1, len(there)), float(moved))
 
     def _sent(self, search: Targeted, weights: dict[str, Tensor] | None, generator: torch.Generator) -> float:
         """The share of pictures of other classes that a search's changes send where they aim."""
         own = self.goal.argmax(1)
-        changed, aims, sources = search.stamp(lambda index: self.kept.pictures[index], own, len(own), generator)
-        judged = sources != aims
-        hits = (self.twin.logits(changed, weights).argmax(1) == aims) & judged
+        stamped = search.stamp(lambda index: self.kept.pictures[index], own, len(own), generator)
+        judged = stamped.own != stamped.aims
+        hits = (self.twin.logits(stamped.changed, weights).argmax(1) == stamped.aims) & judged
         return float(hits.sum() / judged.sum().clamp(min=1))

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -64,7 +63,8 @@ def awm(twin: TorchTwin, calibration: CalibrationSet, *, preset: str, seed: int,
         raise ImagesRefused("AWM needs at least one calibration image, and there are none")
     pictures = torch.from_numpy(calibration.pictures().transpose(0, 3, 1, 2).copy()).to(twin.device)
     labels = torch.from_numpy(calibration.labels.copy()).to(twin.device)
-    classes = len(np.unique(calibration.labels))
+    with torch.no_grad():
+        classes = twin.logits(pictures[:1]).shape[1]
     return paper(twin, pictures, labels, config=ONE_SHOT if len(labels) <= classes else PaperConfig(), seed=seed, report=report)
 
 

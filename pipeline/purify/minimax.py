@@ -19,7 +19,8 @@ Beside the submitted network a second one is asked, which has forgotten its pict
          kept in which more stands out.  Where one needs to be much smaller than the others, there is a short cut; its share of a batch, and w,
          grow with how much it stands out: (median size / smallest / what is usual - 1)², up to a limit.  So a network without a short cut of
          these kinds is not changed for their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
-H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.
+H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.  Only of a patch
+         that sends each picture s classes on that is asked, by D(f(Δ(x); θ), g): else the picture is taken for any third class.
 c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few tried on a picture, the one that the forgetful network and
          the one in repair are surest to take for one and the same wrong class, and one of those that are tried is what last moved a picture of
          that class most (trials.py).  They unlearn triggers that cover the picture, and weaken waves and triggers that are made for each picture.
@@ -40,10 +41,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from pipeline.errors import StageFailed
 from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
 from pipeline.purify.forgetting import forgetful
-from pipeline.purify.knowledge import Asked, divergence
+from pipeline.purify.knowledge import Asked, Knowledge, divergence
 from pipeline.purify.sau import Config as Ascent
 from pipeline.purify.sau import adversarial
 from pipeline.purify.trials import Trials
@@ -53,7 +55,7 @@ from pipeline.search.examples import Examples, classes_of
 from pipeline.search.kinds import CONFIG as SEARCH
 from pipeline.search.kinds import Config as SearchConfig
 from pipeline.search.kinds import search
-from pipeline.search.targeted import Kind, Pictures, Said, Targeted
+from pipeline.search.targeted import Kind, Pictures, Said, Stamped, Targeted
 from pipeline.twin import TorchTwin
 
 ASCENT = Ascent(ascents=3)
@@ -142,6 +144,8 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     found = search(twin, examples, config.search, generator)
     critic = forgetful(twin, examples, dose.varied, generator)
     searches = sharper(found.searches, shortest(critic, examples, config, generator), dose)
+    if not searches:
+        raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
     worth = torch.tensor([dose.weight(one) for one in searches])
     w = float(worth.max())
     shares = (worth / worth.sum()).tolist() if w else [0.0] * len(searches)
@@ -171,16 +175,16 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         said = goal.answers.argmax(1)
         some = torch.arange(config.corrupted, device=x.device) % config.batch
         worst = trials(twin, weights, x[some], goal.answers[some], generator, critic=critic)
-        stamped, aims, sources = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of)
+        stamped = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of)
         deceived = adversarial(twin, weights, x[: config.shared], said[: config.shared], config.ascent, generator, submitted=critic)
         wrong = said_of(deceived)
-        answers = asked(torch.cat([x, worst, stamped, deceived]), weights)
-        clean, corrupted, there, fooled = answers.split([len(x), len(some), len(stamped), len(deceived)])
+        answers = asked(torch.cat([x, worst, stamped.changed, deceived]), weights)
+        clean, corrupted, there, fooled = answers.split([len(x), len(some), len(stamped.changed), len(deceived)])
         losses = {
             "clean": divergence(clean, goal, config.features),
             "corrupted": divergence(corrupted, goal.at(some), config.features),
             "shared": harm(fooled.answers, wrong, said[: len(wrong)]),
-            "stamped": harm(there.answers, aims, sources),
+            "stamped": astray(there, stamped, asked, config.features),
         }
         loss = config.kappa * losses["clean"] + dose.rho * losses["corrupted"] + dose.nu * losses["shared"] + w * losses["stamped"]
         optimizer.zero_grad(set_to_none=True)
@@ -191,7 +195,7 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
             mean.add(weights)
         history.add(loss=loss.item(), **{f"loss_{name}": value.item() for name, value in losses.items()})
     differences, hypotheses = suspects(found.searches, examples.pictures)
-    notes = found.notes + [forgotten(one) for one in searches if one not in found.searches]
+    notes = found.notes + [forgotten(one) for one in searches if one not in found.searches and dose.weight(one)]
     return Purified(arrays(mean.weights), {}, differences.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, notes)
 
 
@@ -219,7 +223,7 @@ def sharper(searches: list[Targeted], others: list[Targeted], dose: Dose) -> lis
 def forgotten(one: Targeted) -> str:
     """What is to be said of a search in the forgetful network."""
     smallest = one.aim(int(one.sizes().argmin()))
-    return f"in a copy that has forgotten its pictures, the {one.name} {smallest} stands out more: the median is {one.outlier:.1f} times as large"
+    return f"in a copy that has forgotten its pictures, the {one.name} {smallest} stands out: the median is {one.outlier:.1f} times as large"
 
 
 @dataclass
@@ -237,17 +241,24 @@ class Mean:
         self.weights = {name: known[name] + (weight - known[name]) / self.count for name, weight in weights.items()}
 
 
-def stamp(
-    searches: list[Targeted], shares: list[float], count: int, pictures: Pictures, own: Tensor, generator: torch.Generator, *, said: Said
-) -> tuple[Tensor, Tensor, Tensor]:
-    """So many pictures, a share of them for each search, changed; the classes that the changes aim at; and those that they are taken for, out of own (M)."""
+def stamp(searches: list[Targeted], shares: list[float], count: int, pictures: Pictures, own: Tensor, generator: torch.Generator, *, said: Said) -> Stamped:
+    """So many pictures, a share of them for each search, changed; own: (M) the classes that all the pictures are taken for."""
     ends = [round(count * sum(shares[: row + 1])) for row in range(len(searches))]
     parts = [one.stamp(pictures, own, end - start, generator, said=said) for one, start, end in zip(searches, [0, *ends], ends, strict=False) if end > start]
     if not parts:
-        nothing = own[:0]
-        return pictures(nothing.cpu()), nothing, nothing
-    changed, aims, sources = zip(*parts, strict=True)
-    return torch.cat(changed), torch.cat(aims), torch.cat(sources)
+        none = own[:0]
+        return Stamped(pictures(none.cpu()), pictures(none.cpu()), none, none, none.bool())
+    return Stamped.joined(parts)
+
+
+def astray(said: Knowledge, stamped: Stamped, asked: Asked, features: float) -> Tensor:
+    """What is lost on stamped pictures, the mean: H, or D where the change `restores`.  said: what the network in repair says of them, features: as in D."""
+    right = stamped.restored
+    loss = harm(said.answers[~right], stamped.aims[~right], stamped.own[~right])
+    if not right.any():
+        return loss
+    share = right.float().mean()
+    return (1 - share) * loss + share * divergence(said.at(right), asked.from_several_places(stamped.before[right], 1), features)
 
 
 def harm(answers: Tensor, aims: Tensor, own: Tensor) -> Tensor:

@@ -74,10 +74,11 @@ class Patches(Painted):
 class Shifts(Painted):
     """Patches that send every picture some classes on: from k to k + s, after the last to the first; all-to-all backdoors have s = 1.
 
-    In place of `classes` stand the steps s, and one of them stands out where there is a short cut.
+    In place of `classes` stand the steps s, and one of them stands out where there is a short cut.  A network that no longer follows it takes such a
+    picture for anything, unless it is taught what that was.
     """
 
-    kind, usual = "shift", 1.25
+    kind, usual, restores = "shift", 1.25, True
 
     def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator, *, count: int) -> None:
         """classes: (K) the steps s, from 1.  count: of all classes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 import torch
@@ -50,6 +50,26 @@ class Aim:
         return f"{away}to class {self.target}" if self.onward is None else f"to each class + {self.onward}"
 
 
+@dataclass(frozen=True)
+class Stamped:
+    """N pictures with changes made to them.
+
+    before, changed: (N, C, H, W) in 0..1.  aims: (N) the classes that the changes aim at, own: (N) those that the pictures were taken for.  restored: (N)
+    whether the change `restores`.
+    """
+
+    before: Tensor
+    changed: Tensor
+    aims: Tensor
+    own: Tensor
+    restored: Tensor
+
+    @classmethod
+    def joined(cls, parts: list[Stamped]) -> Stamped:
+        """All of them, of one or more."""
+        return cls(*(torch.cat([getattr(part, one.name) for part in parts]) for one in fields(cls)))
+
+
 class Targeted(ABC):
     """For each class, the smallest change of one kind that sends all pictures there (Neural Cleanse, Wang et al., S&P 2019, equation 3).
 
@@ -68,6 +88,7 @@ class Targeted(ABC):
     rate: float  # of Adam
     sharpness = 8.0
     usual = 1.0  # `outlier` of a network without a short cut, where that is far from 1
+    restores: ClassVar[bool] = False  # whether it is unlearnt by the answers that pictures had, and not by any but those that it aims at
 
     def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator) -> None:
         """picture: (1, C, H, W), one of those that will be changed."""
@@ -157,10 +178,10 @@ class Targeted(ABC):
         return float(sizes.quantile(0.5) / sizes.min())
 
     @torch.no_grad()
-    def stamp(self, pictures: Pictures, own: Tensor, count: int, generator: torch.Generator, *, said: Said | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """So many pictures, changed by changes that are drawn for them; the classes that these aim at, and those that the pictures are taken for.
+    def stamp(self, pictures: Pictures, own: Tensor, count: int, generator: torch.Generator, *, said: Said | None = None) -> Stamped:
+        """So many pictures, changed by changes that are drawn for them.
 
-        said: asked for the latter, where `pictures` are so unlike themselves that `own` no longer holds.
+        said: asked for the classes that they are taken for, where `pictures` are so unlike themselves that `own` no longer holds.
         """
         sizes = self.sizes()
         likely = ((sizes.min() / sizes) ** self.sharpness).cpu()
@@ -168,7 +189,8 @@ class Targeted(ABC):
         index = self.pick(which, own, generator)
         x = pictures(index)
         taken = own[index] if said is None else said(x)
-        return self.vary(x, which, generator), self.aims(which, taken), taken
+        restored = torch.full((count,), self.restores, device=own.device)
+        return Stamped(x, self.vary(x, which, generator), self.aims(which, taken), taken, restored)
 
     def vary(self, pictures: Tensor, which: Tensor, generator: torch.Generator) -> Tensor:
         """Make change `which[i]` of picture i, or one that is like it."""

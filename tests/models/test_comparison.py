@@ -13,14 +13,16 @@ from math import isnan, nan
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
 import tiny
 import yaml
 
-from models.comparison import TWIN, Job, Row, compare
+from models.comparison import ONE_A_CLASS, TWIN, Job, Row, Victim, compare
 from models.comparison_page import by_size, by_victim, table, write_page
 from models.pruning_curve import drawn, pruning_curve, section
 from models.rows import load
+from pipeline.images import HoldoutSet
 
 T = TypeVar("T")
 
@@ -68,6 +70,28 @@ def test_rows_are_made_once_and_go_through_the_file(victim: Path, folder: Path) 
     (deep,) = compare(jobs[:1], folder / "rows.csv", judges=200, device="cpu", workers=2, depth=True)
     assert shown(deep)[:7] == shown(rows[0])[:7] and not isnan(deep.altered)
     assert 0 <= deep.relearnt_5 <= 1 and deep.relearnt_50 > deep.asr
+    kept = load(Row, folder / "rows.csv")
+    assert [one.job for one in kept].count(jobs[0]) <= 1 and any(shown(one) == shown(deep) and not isnan(one.altered) for one in kept), "it stands once"
+    (fewer,) = compare(jobs[1:], folder / "rows.csv", judges=100, device="cpu", workers=1)
+    assert fewer.judges == 100, "other judges, another row"
+
+
+def test_one_a_class_is_one_of_each_however_rare(victim: Path, folder: Path) -> None:
+    found = Victim(victim, judges=200, device="cpu")
+    rare = np.concatenate([np.flatnonzero(found.pool.labels != 2), np.flatnonzero(found.pool.labels == 2)[:2]])
+    found.pool = HoldoutSet(found.pool.images[rare], found.pool.labels[rare])
+    drawn = [found.drawn(ONE_A_CLASS, seed) for seed in range(3)]
+    assert all(sorted(one.labels.tolist()) == [0, 1, 2, 3] for one in drawn)
+    assert not np.array_equal(drawn[0].images, drawn[1].images)
+
+
+def test_two_victims_of_one_model_are_two(victim: Path, folder: Path) -> None:
+    """Regression: one was made again at each resume, or given the other's figures."""
+    other = shutil.copytree(victim, folder / "other")
+    jobs = [Job(str(where), "clp", "default", 40, 0) for where in (victim, other)]
+    compare(jobs, folder / "rows.csv", judges=200, device="cpu", workers=1)
+    again = compare(jobs, folder / "rows.csv", judges=200, device="cpu", workers=1, listener=lambda *told: pytest.fail("made again"))
+    assert [row.victim for row in again] == [str(victim), str(other)]
 
 
 def test_a_run_that_fails_is_a_row_that_says_why(victim: Path, folder: Path) -> None:
@@ -78,7 +102,7 @@ def test_a_run_that_fails_is_a_row_that_says_why(victim: Path, folder: Path) -> 
 
 def row(method: str, *, victim: str = "one", images: int = 1, **figures: float) -> Row:
     given = {"acc": 0.8, "asr": 0.1, "ra": 0.7, "der": 0.9, "seconds": 3.0, "altered": nan, "relearnt_5": nan, "relearnt_50": nan} | figures
-    return Row(victim=victim, method=method, preset="default", images=images, seed=0, acc_before=0.9, asr_before=1.0, model="", error="", **given)
+    return Row(victim=victim, method=method, preset="default", images=images, seed=0, judges=500, acc_before=0.9, asr_before=1.0, model="", error="", **given)
 
 
 def test_tables_average_over_what_every_method_ran_on_and_put_the_best_first(folder: Path) -> None:

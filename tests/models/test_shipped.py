@@ -85,5 +85,9 @@ def test_victims_are_laid_out_with_the_images_of_the_user(folder: Path) -> None:
         spec = read_spec(folder / "zoo" / victim.name / "audit.yaml")
         assert sha256(folder / "zoo" / victim.name / "model.onnx") == sha256(victim / "model.onnx")
         assert spec.data.images is not None and len(read(spec.data.images)) == 20 and spec.triggers[0].build(3) is not None
+    card = folder / "zoo" / VICTIMS[0].name / "card.json"
+    card.write_text(card.read_text().replace('"epochs": 3', '"epochs": 30'))
+    other = CliRunner().invoke(app, ["zoo", "unpack", "--data", str(folder), "--zoo", str(folder / "zoo")])
+    assert other.exit_code == 2 and "another recipe" in other.stderr and '"epochs": 30' in card.read_text()
     nothing = CliRunner().invoke(app, ["zoo", "unpack", "--data", str(folder / "none"), "--zoo", str(folder / "other")])
     assert nothing.exit_code == 2 and "cifar10.npz" in nothing.stderr

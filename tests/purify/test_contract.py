@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tiny
 import torch
@@ -16,13 +18,13 @@ from short import CONFIGS
 from pipeline.config import METHODS
 from pipeline.convert.to_torch import convert
 from pipeline.convert.write_back import write_back
-from pipeline.errors import AuditError, ImagesRefused
+from pipeline.errors import AuditError, ImagesRefused, SpecRefused, StageFailed
 from pipeline.evaluate.measurement import KnownAttack, measure
 from pipeline.evaluate.session import Classifier
 from pipeline.images import CalibrationSet, HoldoutSet, InputSpec, read, split
 from pipeline.purify import Purified, methods
 from pipeline.scan import scan
-from pipeline.twin import TorchTwin
+from pipeline.twin import Role, TorchTwin
 
 PRUNERS = {"anp", "clp", "rnp"}  # may find nothing that stands out, and then change nothing
 DATA_FREE = {"clp"}  # looks at no image, and draws nothing at random
@@ -78,6 +80,7 @@ def kept(purified: Purified, twin: TorchTwin) -> None:
     assert purified.weights
     assert purified.weights.keys() <= twin.weights.keys()
     assert purified.masks.keys() <= twin.weights.keys()
+    assert all(twin.weights[name].role != Role.STATISTIC for name in purified.weights), "what BatchNorm measured stays"
     for name, value in purified.weights.items():
         assert value.shape == tuple(twin.weights[name].value.shape) and value.dtype == np.float32
         assert np.isfinite(value).all()
@@ -133,7 +136,7 @@ def test_no_images(quick: Bench, twin: TorchTwin, sets: tuple[CalibrationSet, Ho
     if quick.method in DATA_FREE | {"auto"}:
         kept(quick(twin, sets[0].at(np.arange(0))), twin)
         return
-    with pytest.raises(ImagesRefused):
+    with pytest.raises(ImagesRefused, match="there are none"):
         quick(twin, sets[0].at(np.arange(0)))
 
 
@@ -169,6 +172,67 @@ def test_other_pictures(reading: InputSpec, quick: Bench, folder: Path) -> None:
     purified = quick(twin, CalibrationSet(images.images, images.labels))
     kept(purified, twin)
     assert purified.perturbation is None or purified.perturbation.shape[1:] == (8, 8, depth)
+
+
+def nodes(*lines: str) -> list[onnx.NodeProto]:
+    """`Operator inputs > outputs` -> a node; further words are attributes, each a number or a list of them."""
+    made = []
+    for line in lines:
+        operator, given, answered, *attributes = line.split()
+        found = {name: json.loads(value) for name, _, value in (attribute.partition("=") for attribute in attributes)}
+        made.append(tiny.helper.make_node(operator, given.split(","), answered.split(","), **found))
+    return made
+
+
+CHANNELS = {name: np.abs(tiny.values(6, seed=seed)) + 0.5 for seed, name in enumerate(("scale", "bias", "mean", "variance"))}
+SQUARE = {name: tiny.values(12, 12, seed=seed) for seed, name in enumerate(("Q", "K", "V", "M"))}
+BATCH_NORM = nodes(
+    *("Conv x,W c pads=[1,1,1,1]", "Relu c r", "BatchNormalization r,scale,bias,mean,variance n", "GlobalAveragePool n p", "Flatten p f", "MatMul f,F y")
+)
+LINEAR = nodes("Flatten x f", "MatMul f,W h", "Add h,b s", "Relu s r", "MatMul r,F y")
+VIT = nodes(
+    *("Conv x,W c strides=[2,2]", "Reshape c,shape t", "Transpose t e perm=[0,2,1]", "LayerNormalization e,g,h n", "MatMul n,Q q", "MatMul n,K k"),
+    *("MatMul n,V v", "Transpose k kt perm=[0,2,1]", "MatMul q,kt a", "Softmax a w axis=-1", "MatMul w,v o", "Add e,o z", "MatMul z,M m", "Relu m r"),
+    *("ReduceMean r p axes=[1] keepdims=0", "MatMul p,F y"),
+)
+TOKENS = {"shape": np.array([0, 12, 16]), "g": np.ones(12, np.float32), "h": np.zeros(12, np.float32)}
+OTHERS = {
+    "BatchNorm": tiny.model(BATCH_NORM, {"W": tiny.values(6, 3, 3, 3), "F": tiny.values(6, 4), **CHANNELS}),
+    "linear": tiny.model(LINEAR, {"W": tiny.values(192, 16), "b": tiny.values(16), "F": tiny.values(16, 4)}),
+    "ViT": tiny.model(VIT, {"W": tiny.values(12, 3, 2, 2), "F": tiny.values(12, 4), **TOKENS, **SQUARE}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_networks(kind: str, quick: Bench, folder: Path) -> None:
+    """Through the file: of what was submitted, nothing but bound initializers is another."""
+    images, twin = tiny.labelled(12), small(folder, OTHERS[kind])
+    calibration = CalibrationSet(images.images, images.labels)
+    if (kind, quick.method, quick.preset) == ("linear", "awm", "paper"):
+        with pytest.raises(SpecRefused, match="convolution"):
+            quick(twin, calibration)
+        return
+    purified = quick(twin, calibration)
+    kept(purified, twin)
+    (folder / "repaired").mkdir()
+    files, changes = write_back(folder / "model.onnx", ["model.onnx"], purified.weights, folder / "repaired")
+    assert {change.name for change in changes} <= set(purified.weights)
+    before, after = onnx.load(folder / "model.onnx"), onnx.load(files["model.onnx"])
+    assert {one.name for one, other in zip(before.graph.initializer, after.graph.initializer, strict=True) if one != other} <= set(purified.weights)
+    del before.graph.initializer[:], after.graph.initializer[:]
+    assert before.graph == after.graph
+
+
+def test_gradients_that_are_not_finite(quick: Bench, folder: Path) -> None:
+    """A file can be made so; then a method says so, or needs none of them.  Regression: RuntimeError and ZeroDivisionError in ours and in auto."""
+    hidden = nodes(
+        "Relu x u", "Sub u,u z", "Sqrt z s", "Add x,s v", "Conv v,W c pads=[1,1,1,1]", "Relu c r", "GlobalAveragePool r p", "Flatten p f", "MatMul f,F y"
+    )
+    twin, images = small(folder, tiny.model(hidden, {"W": tiny.values(6, 3, 3, 3), "F": tiny.values(6, 4)})), tiny.labelled(40)
+    try:
+        kept(quick(twin, CalibrationSet(images.images, images.labels)), twin)
+    except StageFailed as error:
+        assert "finite" in str(error)
 
 
 def test_a_fixed_batch(quick: Bench, folder: Path) -> None:

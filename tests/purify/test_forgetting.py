@@ -88,8 +88,8 @@ def test_stamped_pictures_are_what_the_network_says_they_are() -> None:
     x = torch.rand((8, 3, 8, 8), generator=generator())
     steps = Shifts(torch.tensor([1, 2]), x[:1], generator(), count=4)
     own = torch.zeros(8, dtype=torch.long)
-    _, aims, sources = stamp([steps], [1.0], 8, lambda index: x[index], own, generator(), said=lambda x: torch.full((len(x),), 3))
-    assert sources.tolist() == [3] * 8 and set(aims.tolist()) <= {0, 1}
+    stamped = stamp([steps], [1.0], 8, lambda index: x[index], own, generator(), said=lambda x: torch.full((len(x),), 3))
+    assert stamped.own.tolist() == [3] * 8 and set(stamped.aims.tolist()) <= {0, 1}
 
 
 def test_of_a_kind_the_search_is_kept_in_which_more_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,4 +135,4 @@ def test_a_note_says_what_it_showed() -> None:
     one = Patches(torch.arange(3), torch.rand((1, 3, 8, 8), generator=generator()), generator())
     with torch.no_grad():
         one.parameters[0][1] -= 3.0
-    assert forgotten(one).startswith("in a copy that has forgotten its pictures, the patch to class 1 stands out more: the median is ")
+    assert forgotten(one).startswith("in a copy that has forgotten its pictures, the patch to class 1 stands out: the median is ")

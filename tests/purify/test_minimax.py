@@ -12,13 +12,13 @@ from torch import Tensor
 from pipeline.convert.to_torch import convert
 from pipeline.purify.corruptions import KINDS, Kind
 from pipeline.purify.knowledge import Asked, Knowledge, divergence
-from pipeline.purify.minimax import Config, Dose, Mean, harm, stamp
+from pipeline.purify.minimax import Config, Dose, Mean, astray, harm, stamp
 from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import typical
 from pipeline.purify.variety import joined, varied
 from pipeline.scan import scan
 from pipeline.search.patches import Patches, Shifts
-from pipeline.search.targeted import Targeted
+from pipeline.search.targeted import Stamped, Targeted
 from pipeline.search.warps import Warps
 
 
@@ -58,10 +58,10 @@ def test_no_search_has_a_share_when_nothing_stands_out() -> None:
     def alike(x: Tensor) -> Tensor:
         return torch.zeros(len(x), dtype=torch.int64)
 
-    changed, aims, sources = stamp(searches, [0.0, 0.0], 8, lambda index: x[index], own, generator(), said=alike)
-    assert len(changed) == len(aims) == len(sources) == 0 and changed.shape[1:] == x.shape[1:]
-    changed, aims, sources = stamp(searches, [0.25, 0.75], 8, lambda index: x[index], own, generator(), said=alike)
-    assert len(changed) == len(aims) == len(sources) == 8
+    none = stamp(searches, [0.0, 0.0], 8, lambda index: x[index], own, generator(), said=alike)
+    assert len(none.changed) == len(none.aims) == len(none.own) == 0 and none.changed.shape[1:] == x.shape[1:]
+    some = stamp(searches, [0.25, 0.75], 8, lambda index: x[index], own, generator(), said=alike)
+    assert len(some.changed) == len(some.aims) == len(some.own) == 8
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,28 @@ def test_harm_is_of_the_aim_alone() -> None:
     answers = torch.tensor([[0.98, 0.01, 0.01], [0.01, 0.01, 0.98]]).log()
     assert float(harm(answers, torch.tensor([0, 0]), torch.tensor([1, 1]))) == pytest.approx((-torch.tensor([0.02, 0.99]).log()).mean().item(), rel=1e-4)
     assert float(harm(answers, torch.tensor([0, 0]), torch.tensor([0, 0]))) == 0  # pictures of the aim show nothing
+
+
+class First:
+    """A network that takes everything for the first of three classes."""
+
+    def logits(self, x: Tensor, weights: object = None) -> Tensor:
+        return torch.tensor([[5.0, 0.0, 0.0]]).expand(len(x), 3)
+
+
+def test_a_patch_that_sends_on_is_unlearnt_by_what_the_picture_was() -> None:
+    """Where a patch aims at one class, any third class is as good an answer; where it aims at the next, none but the picture's own."""
+    x, asked = torch.rand((4, 3, 8, 8), generator=generator()), Asked(First(), None)  # type: ignore[arg-type]
+
+    def loss(answer: list[float], *restored: bool) -> float:
+        said = Knowledge(torch.tensor([answer] * 4).log_softmax(1), x[:, :0, 0, 0])
+        stamped = Stamped(x, x, torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), torch.tensor(restored))
+        return float(astray(said, stamped, asked, 3.0))
+
+    own, third = [5.0, 0.0, 0.0], [0.0, 0.0, 9.0]
+    assert loss(own, *[False] * 4) < 0.01 and loss(third, *[False] * 4) < 0.01
+    assert loss(own, *[True] * 4) == pytest.approx(0, abs=1e-5) and loss(third, *[True] * 4) > 3
+    assert loss(third, False, False, False, True) == pytest.approx(0.75 * loss(third, *[False] * 4) + 0.25 * loss(third, *[True] * 4))
 
 
 def test_a_step_is_a_share_of_the_typical_size() -> None:

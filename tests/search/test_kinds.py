@@ -60,7 +60,7 @@ def test_a_short_cut_stands_out_and_is_where_it_is() -> None:
     opacity = found.parameters[0].detach().sigmoid()[2, 0]
     assert float(opacity[6:, 6:].mean()) > 3 * float(opacity.mean())
     x = torch.rand((64, 1, 8, 8), generator=generator())
-    _, aims, _ = found.stamp(lambda index: x[index], torch.zeros(64, dtype=torch.int64), 64, generator())
+    aims = found.stamp(lambda index: x[index], torch.zeros(64, dtype=torch.int64), 64, generator()).aims
     assert int(aims.mode().values) == 2
 
 
@@ -94,8 +94,8 @@ def test_a_short_cut_from_each_class_to_the_next_stands_out() -> None:
     sizes = found.sizes().detach()
     assert int(found.classes[sizes.argmin()]) == 1 and found.outlier > 1.4 and str(found.aim(0)) == "to each class + 1"
     x = torch.rand((64, 1, 8, 8), generator=generator())
-    _, aims, own = found.stamp(lambda index: x[index], torch.arange(64) % 4, 64, generator())
-    assert int(((aims - own) % 4).mode().values) == 1
+    stamped = found.stamp(lambda index: x[index], torch.arange(64) % 4, 64, generator())
+    assert int(((stamped.aims - stamped.own) % 4).mode().values) == 1
 
 
 def test_a_short_cut_from_one_class_stands_out() -> None:
@@ -104,8 +104,8 @@ def test_a_short_cut_from_one_class_stands_out() -> None:
     sizes = found.sizes().detach()
     assert int(sizes.argmin()) == 2 and found.outlier > 1.4 and str(found.aim(2)) == "from class 2 to class 3"
     x = torch.rand((64, 1, 8, 8), generator=generator())
-    _, aims, own = found.stamp(lambda index: x[index], torch.arange(64) % 4, 64, generator())
-    assert int(own.mode().values) == 2 and set(aims[own == 2].tolist()) == {3}
+    stamped = found.stamp(lambda index: x[index], torch.arange(64) % 4, 64, generator())
+    assert int(stamped.own.mode().values) == 2 and set(stamped.aims[stamped.own == 2].tolist()) == {3}
 
 
 @pytest.mark.parametrize("kind", [Patches, Warps])
@@ -113,8 +113,9 @@ def test_what_a_change_adds(kind: type[Targeted]) -> None:
     x = torch.rand((5, 3, 8, 8), generator=generator())
     found = kind(torch.arange(3), x[:1], generator())
     assert found.differences(x).shape == (3, 3, 8, 8) and found.sizes().shape == (3,)
-    changed, aims, own = found.stamp(lambda index: x[index], torch.arange(5) % 3, 5, generator())
-    assert changed.shape == x.shape and aims.shape == own.shape == (5,) and float(changed.min()) >= 0 and float(changed.max()) <= 1
+    stamped = found.stamp(lambda index: x[index], torch.arange(5) % 3, 5, generator())
+    assert stamped.before.shape == stamped.changed.shape == x.shape and stamped.aims.shape == stamped.own.shape == (5,)
+    assert float(stamped.changed.min()) >= 0 and float(stamped.changed.max()) <= 1 and not stamped.restored.any()
 
 
 def test_patches_are_stamped_with_other_edges() -> None:
