@@ -117,7 +117,7 @@ def _pair(rows: Sequence[Row]) -> str:
     return f"{100 * statistics.mean(row.acc for row in rows):.1f} / {100 * statistics.mean(row.asr for row in rows):.1f}"
 
 
-def write_page(path: Path, rows: Sequence[Row], *, judges: int, device: str, more: Sequence[str] = (), files: Mapping[str, bytes] | None = None) -> None:
+def write_page(path: Path, rows: Sequence[Row], *, device: str, more: Sequence[str] = (), files: Mapping[str, bytes] | None = None) -> None:
     """Tables and plots, as Markdown; the plots and the rows lie beside it, in a folder of its name.  more: further lines, files: that they show."""
     from pipeline.provenance import packages
     from pipeline.twin import device_name
@@ -135,15 +135,16 @@ def write_page(path: Path, rows: Sequence[Row], *, judges: int, device: str, mor
     for name, content in shown.items():
         atomic_write(folder / name, content)
     versions = ", ".join(f"{name} {version}" for name, version in packages().items() if name in ("torch", "onnxruntime-gpu", "onnx2torch"))
-    seeds = sorted({row.seed for row in rows if row.method != TWIN})
+    seeds, judges = (", ".join(map(str, sorted(numbers))) for numbers in ({row.seed for row in rows if row.method != TWIN}, {row.judges for row in rows}))
     lines = [
         "# Benchmark of purifiers",
         "",
         "Made by `onnx-audit bench purify`; do not edit by hand.",
         "",
         f"{len({row.victim for row in rows})} victims; {judges} hold-out images of each judge every run, calibration images are drawn from the others, the same"
-        f" for every method; seeds {', '.join(map(str, seeds))} draw the images and seed the method. Each file was imported, purified, written back and"
-        " measured with onnxruntime. ASR leaves out images of the target class; DER = (max(0, ΔASR) − max(0, ΔACC) + 1) / 2. A failed run counts as no repair."
+        f" for every method; seeds {seeds} draw the images and seed the method, and a method with fewer runs was given the first seeds alone."
+        " Each file was imported, purified, written back and measured with onnxruntime."
+        " ASR leaves out images of the target class; DER = (max(0, ΔASR) − max(0, ΔACC) + 1) / 2. A failed run counts as no repair."
         f"{FLOOR if any(row.method == TWIN for row in rows) else ''}"
         f" Every run is a line of [rows.csv]({folder.name}/rows.csv).",
         "",

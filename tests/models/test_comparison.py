@@ -119,7 +119,7 @@ def test_tables_average_over_what_every_method_ran_on_and_put_the_best_first(fol
     assert lines[7].startswith("| bad | 10.0 | 100.0 | 100.0 |")
     assert "| 0.100 | 20.0 | –, 50.0 |" in table([row("deep", der=0.1, altered=0.2, relearnt_50=0.5), row("deep", victim="two", der=0.1)])[6]
     assert "| two | 90.0 / 100.0 | – | 80.0 / 90.0 |" in by_victim(rows)
-    write_page(folder / "page.md", rows, judges=500, device="cpu")
+    write_page(folder / "page.md", rows, device="cpu")
     page = (folder / "page.md").read_text()
     assert "2 victims" in page and all((folder / "page" / name).read_bytes()[:4] == b"\x89PNG" for name in ("accuracy-against-asr.png", "der-by-images.png"))
     assert [one.victim for one in load(Row, folder / "page" / "rows.csv")] == [one.victim for one in rows]
@@ -135,7 +135,7 @@ def test_victims_of_different_kinds_are_not_averaged(folder: Path) -> None:
         "### cifar10, vgg, 5 % poisoned: one image a class",
     ]
     assert [line.split(" | ")[2] for line in table(rows) if line.startswith("| good")] == ["40.0", "20.0"]
-    write_page(folder / "page.md", [*rows, replace(rows[1], images=50)], judges=500, device="cpu")  # a size that one kind alone was given
+    write_page(folder / "page.md", [*rows, replace(rows[1], images=50)], device="cpu")  # a size that one kind alone was given
     assert str(folder) not in (folder / "page" / "rows.csv").read_text()
 
 
@@ -147,7 +147,7 @@ def test_sizes_are_compared_on_the_same_victims() -> None:
 
 
 def test_no_plot_of_a_single_point(folder: Path) -> None:
-    write_page(folder / "page.md", [row("good")], judges=500, device="cpu")
+    write_page(folder / "page.md", [row("good")], device="cpu")
     assert "![" not in (folder / "page.md").read_text() and [path.name for path in (folder / "page").iterdir()] == ["rows.csv"]
 
 
@@ -211,5 +211,5 @@ def test_a_clean_twin_stands_beside_the_repairs(victim: Path, tiny_clean: tiny.B
     lines = by_victim(load(Row, rows))
     assert lines[2] == "| victim | submitted | clean twin | clp |" and f" {100 * twin.acc:.1f} / {100 * twin.asr:.1f} " in lines[4]
     assert not any(TWIN in line for line in table(load(Row, rows)))
-    write_page(folder / "page.md", load(Row, rows), judges=200, device="cpu")
+    write_page(folder / "page.md", load(Row, rows), device="cpu")
     assert "what a perfect repair would leave" in (folder / "page.md").read_text()
