@@ -79,6 +79,7 @@ class Shifts(Painted):
     """
 
     kind, usual, restores = "shift", 1.25, True
+    enough = 0.5  # a network learns to send every class on for two pictures in three, or so; none is sent so far without
 
     def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator, *, count: int) -> None:
         """classes: (K) the steps s, from 1.  count: of all classes."""

@@ -87,6 +87,7 @@ class Targeted(ABC):
     price: float  # λ at the start
     rate: float  # of Adam
     sharpness = 8.0
+    enough = 0.9  # share of pictures that a change should move: it is made smaller while it moves more, and larger while it does not
     usual = 1.0  # `outlier` of a network without a short cut, where that is far from 1
     restores: ClassVar[bool] = False  # whether it is unlearnt by the answers that pictures had, and not by any but those that it aims at
 
@@ -138,7 +139,7 @@ class Targeted(ABC):
     ) -> None:
         """Minimise L(f(change of x), t) + λ size over all changes in one batch.
 
-        λ grows while a change does what it should to nine pictures in ten, and shrinks while it does not, each for itself.
+        λ grows while a change does what it should to `enough` pictures, and shrinks while it does not, each for itself.
         """
         optimizer = torch.optim.Adam(self.parameters, lr=self.rate, betas=(0.5, 0.9))
         price = torch.full((len(self.classes),), self.price, device=self.classes.device)
@@ -164,7 +165,7 @@ class Targeted(ABC):
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-            price = torch.where(self.reached > 0.9, price * 1.08, price / 1.08).clamp(1e-4, 2.0)
+            price = torch.where(self.reached > self.enough, price * 1.08, price / 1.08).clamp(1e-4, 2.0)
 
     @property
     @abstractmethod

@@ -98,6 +98,29 @@ def test_a_short_cut_from_each_class_to_the_next_stands_out() -> None:
     assert int(((stamped.aims - stamped.own) % 4).mode().values) == 1
 
 
+def test_a_short_cut_that_two_in_three_pictures_take_is_small_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As networks learn to send every class on.  Regression: the patch grew, to move the others too."""
+    fixed, open_ = bright(torch.arange(200) % 4), cornered([1, 1, 1, 1])
+
+    def network(x: Tensor) -> Tensor:
+        shut = x.clone()
+        shut[:, :, 3:5, 3:5] = 0.2
+        taken = (x[:, 0, 0, 3] * 1000).floor() % 3 > 0  # what a pixel beside the patch says: two in three
+        return torch.where(taken[:, None], open_(x), open_(shut))
+
+    assert torch.equal(network(fixed).argmax(1), torch.arange(200) % 4)
+
+    def smallest() -> float:
+        found = Shifts(torch.arange(1, 4), EMPTY, generator(), count=4)
+        found.search(network, lambda index: fixed[index], torch.arange(200) % 4, generator(), steps=80, count=6)
+        assert int(found.classes[found.sizes().argmin()]) == 1
+        return float(found.sizes().detach().min())
+
+    found = smallest()
+    monkeypatch.setattr(Shifts, "enough", 0.9)
+    assert found < 0.7 * smallest()
+
+
 def test_a_short_cut_from_one_class_stands_out() -> None:
     found = found_by(Departures(torch.arange(4), EMPTY, generator()), cornered([0, 0, 1, 0]))
     assert isinstance(found, Departures)
