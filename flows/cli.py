@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from pipeline.errors import AuditError, BadInput, Defect
 from pipeline.provenance import version
 from pipeline.verdict import Verdict
 
+GRACE = 3.0  # seconds that an interrupted command has to end in good order
 EXITS = """
 Exit codes: 0 ACCEPT · 1 REJECT, or REPAIRED without --accept-repaired · 2 the audit could not run (bad arguments, unreadable
 input, refused model) · 3 INCONCLUSIVE · 4 a defect of onnx-audit.
@@ -372,6 +374,8 @@ class _Ending(ExitStack):
 
     def __enter__(self) -> _Ending:
         signal.signal(signal.SIGTERM, _interrupt)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as in the background
+            signal.signal(signal.SIGINT, _interrupt)
         super().__enter__()
         return self
 
@@ -381,9 +385,7 @@ class _Ending(ExitStack):
         except BaseException as other:  # from leaving, and no less an error
             error = error or other
         if isinstance(error, KeyboardInterrupt):
-            typer.echo("interrupted; what had finished is kept, and the same audit goes on from there", err=True)
-            sys.stderr.flush()
-            os._exit(130)  # Prefect's threads are still talking to a server that is gone
+            _leave()
         if isinstance(error, AuditError):
             _fail(error)
         if isinstance(error, Exception) and not isinstance(error, (typer.Exit, typer.Abort)):
@@ -391,7 +393,18 @@ class _Ending(ExitStack):
 
 
 def _interrupt(*_: object) -> NoReturn:
+    """Leave in good order, or not: Prefect tells its server of the end, and where that is busy it tries again for half a minute."""
+    late = threading.Timer(GRACE, _leave)
+    late.daemon = True
+    late.start()
     raise KeyboardInterrupt
+
+
+def _leave() -> NoReturn:
+    """At once: children and the temporary server die with this process, and Prefect's threads are still talking to one that is gone."""
+    typer.echo("interrupted; what had finished is kept, and the same audit goes on from there", err=True)
+    sys.stderr.flush()
+    os._exit(130)
 
 
 def _remember(error: Exception) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from importlib import resources
 from pathlib import Path
@@ -251,12 +252,34 @@ def test_an_interrupt_ends_it_all(tmp_path: Path, tiny_backdoored: tiny.Backdoor
     alone = place(tmp_path, tmp_path / "home")
     process = alone.start("run", tiny_backdoored.model, "--spec", told, "--out", "out")
     wait_for_purify(str(tmp_path / "home"), process)
+    started = time.monotonic()
     os.killpg(process.pid, how)  # as a terminal does: to the whole foreground group
-    _, errors = process.communicate(timeout=60)  # a second or two, but for machines with more to do than this
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - started < 5
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert gone(str(tmp_path / "home"), seconds=2), "an orphan was left"
     assert not (tmp_path / "out").exists()
+
+
+HANGS = """
+import os, signal, time
+from flows.cli import _Ending
+
+with _Ending() as ending:
+    ending.callback(time.sleep, 60)
+    os.kill(os.getpid(), signal.{how})
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
+def test_an_ending_that_hangs_is_cut_short(how: str) -> None:
+    """Regression: Ctrl-C took 27 s where the server was busy; Prefect's client tries again to tell it that a run has ended."""
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGS.format(how=how)], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert ended.returncode == 130 and ended.stderr.count("interrupted; what had finished is kept") == 1, ended.stderr
 
 
 def test_a_killed_command_leaves_no_orphan(tmp_path: Path, tiny_backdoored: tiny.Backdoored, told: Path) -> None:
