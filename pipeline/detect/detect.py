@@ -61,6 +61,7 @@ def detect(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, seconds: 
     for place, (one, row, score) in enumerate(rows):
         sizes = one.sizes().detach()
         aim = one.aim(row)
+        assert one.kind != "generated", "only ours searches for these"
         hypotheses.append(
             Hypothesis(
                 kind=one.kind,

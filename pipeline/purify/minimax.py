@@ -19,6 +19,8 @@ Beside the submitted network a second one is asked, which has forgotten its pict
          kept in which more stands out.  Where one needs to be much smaller than the others, there is a short cut; its share of a batch, and w,
          grow with how much it stands out: (median size / smallest / what is usual - 1)², up to a limit.  So a network without a short cut of
          these kinds is not changed for their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
+         Where nothing stands out, small networks that make a trigger for each picture are searched for in the forgetful network (generators.py),
+         and unlearnt for the few classes that they come out smallest for: which of them it is, their sizes do not say.
 H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.  Only of a patch
          that sends each picture s classes on that is asked, by D(f(Δ(x); θ), g): else the picture is taken for any third class.
 c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few tried on a picture, the one that the forgetful network and
@@ -52,6 +54,7 @@ from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import typical, variables
 from pipeline.purify.variety import joined, varied
 from pipeline.search.examples import Examples, classes_of
+from pipeline.search.generators import Generators
 from pipeline.search.kinds import CONFIG as SEARCH
 from pipeline.search.kinds import Config as SearchConfig
 from pipeline.search.kinds import search
@@ -71,7 +74,8 @@ class Config:
     sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to half of it with half of `images`; joined: of
     the others, the share that is mixed with one another.  features: what their distance counts in D.  rate: of Adam, a share of a weight's
     typical size.  kappa κ; rho ρ; nu ν.  All these are with `images` or more; see Dose for fewer.  most: the largest w.  With more than `few`
-    images a class it is half of that, but for warps, and less with less than ten classes, among which one stands out by chance.  search: how
+    images a class it is half of that, but for warps, and less with less than ten classes, among which one stands out by chance.  dynamic: w of
+    generators where nothing stands out at all; it falls to 0 where something has w = 1.  seen: pictures for each of them and step.  search: how
     changes are searched for.  views: places that the submitted network is asked from.  averaged: the share of the steps, at the end, whose
     weights are averaged.
     """
@@ -93,6 +97,8 @@ class Config:
     nu: float = 0.5
     most: float = 6.0
     few: int = 10
+    dynamic: float = 6.0
+    seen: int = 8
     search: SearchConfig = SEARCH
     views: int = 4
     averaged: float = 0.4
@@ -146,9 +152,12 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     searches = sharper(found.searches, shortest(critic, examples, config, generator), dose)
     if not searches:
         raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
-    worth = torch.tensor([dose.weight(one) for one in searches])
-    w = float(worth.max())
-    shares = (worth / worth.sum()).tolist() if w else [0.0] * len(searches)
+    worth = [dose.weight(one) for one in searches]
+    if (left := 1 - max(worth)) > 0:  # nothing stands out: if there is a trigger, it may be another one for each picture
+        generated = search(critic, examples, replace(config.search, kinds=("generated",), pictures=config.seen), generator).searches
+        searches, worth = searches + generated, worth + [left * config.dynamic for _ in generated]
+    w = max(worth)
+    shares = [one / sum(worth) for one in worth] if w else worth
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     optimizer = torch.optim.Adam([{"params": [weight], "lr": dose.rate * typical(weight)} for weight in weights.values()])
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -195,7 +204,7 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
             mean.add(weights)
         history.add(loss=loss.item(), **{f"loss_{name}": value.item() for name, value in losses.items()})
     differences, hypotheses = suspects(found.searches, examples.pictures)
-    notes = found.notes + [forgotten(one) for one in searches if one not in found.searches and dose.weight(one)]
+    notes = found.notes + [forgotten(one) for one, its in zip(searches, worth, strict=True) if one not in found.searches and its]
     return Purified(arrays(mean.weights), {}, differences.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, notes)
 
 
@@ -222,6 +231,9 @@ def sharper(searches: list[Targeted], others: list[Targeted], dose: Dose) -> lis
 
 def forgotten(one: Targeted) -> str:
     """What is to be said of a search in the forgetful network."""
+    if isinstance(one, Generators):
+        classes = ", ".join(str(some) for some in dict.fromkeys(one.classes.tolist()))
+        return f"no change stands out by much, so small networks that make a trigger for each picture were unlearnt too, those for the classes {classes}"
     smallest = one.aim(int(one.sizes().argmin()))
     return f"in a copy that has forgotten its pictures, the {one.name} {smallest} stands out: the median is {one.outlier:.1f} times as large"
 

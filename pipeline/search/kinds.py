@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.search.additions import Additions, Faint
 from pipeline.search.examples import Examples, classes_of
+from pipeline.search.generators import Generators
 from pipeline.search.patches import Departures, Patches, Shifts
 from pipeline.search.targeted import Kind, Targeted
 from pipeline.search.warps import Warps
@@ -90,6 +91,7 @@ def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch
         "departure": lambda: Departures(sources[torch.randperm(len(sources), generator=generator)[: config.most_classes]].sort().values, picture, generator),
         "addition": lambda: Additions(contenders(Additions), picture, generator),
         "faint": lambda: Faint(contenders(Faint, own_chance), picture, own_chance),
+        "generated": lambda: Generators(contenders(Generators), picture, generator),
     }
     makers = [make for kind, make in every.items() if kind in config.kinds and (kind != "departure" or len(sources) > 1)]
     found = Searched()

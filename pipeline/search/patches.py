@@ -32,11 +32,9 @@ class Painted(Targeted):
         return pictures + opacity * (pattern - pictures)
 
     def vary(self, pictures: Tensor, which: Tensor, generator: torch.Generator) -> Tensor:
-        """Paint them with other edges and another contrast: the trigger may be bolder than the least that works."""
-        edge, steepness, contrast = (each(len(which), low, high, generator).to(pictures) for low, high in (EDGE, STEEPNESS, CONTRAST))
+        """Paint them with other edges and another contrast."""
         opacity, pattern = (parameter[which] for parameter in self.parameters)
-        opacity, pattern = (steepness * (opacity - edge)).sigmoid(), (contrast * pattern).sigmoid()
-        return pictures + opacity * (pattern - pictures)
+        return bolder(pictures, opacity, pattern, generator)
 
     def sizes(self) -> Tensor:
         """Pixels that are covered."""
@@ -46,6 +44,13 @@ class Painted(Targeted):
     def whole(self) -> float:
         """All pixels."""
         return float(self.shape[0] * self.shape[1])
+
+
+def bolder(pictures: Tensor, opacity: Tensor, pattern: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures, painted bolder than the logits (N, 1, H, W) and (N, C, H, W) say, with other edges and another contrast: as a trigger may be."""
+    edge, steepness, contrast = (each(len(pictures), low, high, generator).to(pictures) for low, high in (EDGE, STEEPNESS, CONTRAST))
+    opacity, pattern = (steepness * (opacity - edge)).sigmoid(), (contrast * pattern).sigmoid()
+    return pictures + opacity * (pattern - pictures)
 
 
 class Patches(Painted):

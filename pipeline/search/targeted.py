@@ -21,7 +21,7 @@ Said = Callable[[Tensor], Tensor]
 
 MOST_PIXELS = 2**22  # of the pictures that a network is shown at once
 
-Kind = Literal["patch", "warp", "shift", "departure", "addition", "faint"]
+Kind = Literal["patch", "warp", "shift", "departure", "addition", "faint", "generated"]
 
 
 def never() -> bool:
@@ -86,6 +86,7 @@ class Targeted(ABC):
     unit: str  # of the size
     price: float  # λ at the start
     rate: float  # of Adam
+    dearer, cheaper = 1.08, 1.08  # what λ is multiplied by, or divided by, after each step
     sharpness = 8.0
     enough = 0.9  # share of pictures that a change should move: it is made smaller while it moves more, and larger while it does not
     usual = 1.0  # `outlier` of a network without a short cut, where that is far from 1
@@ -110,6 +111,10 @@ class Targeted(ABC):
     @abstractmethod
     def sizes(self) -> Tensor:
         """(K) how large each change is."""
+
+    def measured(self, pictures: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Make change `which[i]` of picture i, where all are of the changes `rows`; and (rows) how large these are, as what a descent minimises."""
+        return self.change(pictures, which), self.sizes()[rows]
 
     def aims(self, which: Tensor, own: Tensor) -> Tensor:
         """(N) the class that change `which[i]` aims at on a picture that is taken for class `own[i]`."""
@@ -153,9 +158,10 @@ class Targeted(ABC):
             gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
             for some in rows:  # each change is looked for by itself, so parts of them are no approximation
                 part = slice(int(some[0]) * count, (int(some[-1]) + 1) * count)
-                missed, there = self.missed(network(self.change(x[part], which[part])), which[part], kept[part])
+                changed, sizes = self.measured(x[part], which[part], some)
+                missed, there = self.missed(network(changed), which[part], kept[part])
                 missed = missed.view(-1, count).mean(1)
-                for total, gradient in zip(gradients, torch.autograd.grad((missed + price[some] * self.sizes()[some]).sum(), self.parameters), strict=True):
+                for total, gradient in zip(gradients, torch.autograd.grad((missed + price[some] * sizes).sum(), self.parameters), strict=True):
                     total += gradient
                 self.lost[some] = missed.detach()
                 self.reached[some] = 0.8 * self.reached[some] + 0.2 * there.float().view(-1, count).mean(1)
@@ -165,7 +171,7 @@ class Targeted(ABC):
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-            price = torch.where(self.reached > self.enough, price * 1.08, price / 1.08).clamp(1e-4, 2.0)
+            price = torch.where(self.reached > self.enough, price * self.dearer, price / self.cheaper).clamp(1e-4, 2.0)
 
     @property
     @abstractmethod

@@ -1,0 +1,120 @@
+"""Generators: a small network for each target that makes a trigger for each picture, as input-aware backdoors have them.
+
+Such a trigger (Nguyen & Tran, *Input-Aware Dynamic Backdoor Attack*, NeurIPS 2020, arXiv 2010.08138) is another one on every picture, so no single
+patch is like it.  What makes it is a network, and a network is searched for here, as small in what it covers as it can be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.search.patches import bolder
+from pipeline.search.targeted import Network, Pictures, Targeted, never
+
+WIDTH, KERNEL = 8, 5  # channels between the three convolutions, and their side
+COVERED = -2.0  # logit of the opacity at the start
+PRICE = 2.0  # λ at the start, of a picture that is covered
+FIRST, AGAIN = 7.5, 2.5  # times as many steps as other searches take: for each class; and again, with twice as many pictures
+FEW, STARTS = 3, 4  # so many classes are searched for again, each from so many starts
+SAMPLE = 128  # pictures that say how large a generator's triggers are
+
+
+class Generators(Targeted):
+    """(1 - a) x + a p with opacity a and pattern p that three convolutions make of the picture x; the size is the mean of the sum of a, in pixels.
+
+    Any class is within reach of a small network, so sizes alone do not say which one is a target; but it is among those that come out smallest.  So there is
+    one for each class first, and then several, from new starts, for each of the classes that came out smallest: these are what is found, and the
+    size of a class is their geometric mean.  They are searched for less long, and remain larger: the smallest are unlike triggers, and what they teach
+    no longer helps against one that another network made.
+    """
+
+    kind = "generated"
+    name, unit, rate = "trigger for each picture", "px", 0.003
+    dearer, cheaper = 1.02, 1.04
+    sharpness = 2.0
+    enough = 0.95
+
+    def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator) -> None:
+        """classes: (K) the targets."""
+        super().__init__(classes, picture, generator)
+        self.price = PRICE / self.whole
+        self.covered = torch.zeros(len(self.classes), device=picture.device)
+
+    def start(self, k: int, picture: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Kernels and biases of the convolutions, in turn; the last one makes pattern and opacity."""
+        c, parameters = picture.shape[1], []
+        for before, after in pairwise((c, WIDTH, WIDTH, c + 1)):
+            scale = math.sqrt(2 / (before * KERNEL**2))
+            parameters += [scale * torch.randn((k, after, before, KERNEL, KERNEL), generator=generator), torch.zeros(k, after)]
+        parameters[-1][:, -1] = COVERED
+        return parameters
+
+    def made(self, pictures: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of opacity (R, N, 1, H, W) and pattern (R, N, C, H, W), by the generators `rows` (R) for N pictures each (R, N, C, H, W)."""
+        r, n, _, height, width = pictures.shape
+        x = pictures.transpose(0, 1).reshape(n, -1, height, width)
+        for place in range(0, len(self.parameters), 2):
+            kernels, biases = self.parameters[place][rows], self.parameters[place + 1][rows]
+            x = F.conv2d(x if place == 0 else x.relu(), kernels.flatten(0, 1), biases.flatten(), padding=KERNEL // 2, groups=r)
+        both = x.view(n, r, -1, height, width).transpose(0, 1)
+        return both[:, :, self.channels :], both[:, :, : self.channels]
+
+    def layers(self, pictures: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of opacity (N, 1, H, W) and pattern (N, C, H, W), by generator `which[i]` for picture i."""
+        every = [self.made(pictures[which == row][None], row[None]) for row in which.unique()]
+        places = which.argsort(stable=True).argsort()
+        opacity, pattern = (torch.cat([part[0] for part in parts])[places] for parts in zip(*every, strict=True))
+        return opacity, pattern
+
+    def change(self, pictures: Tensor, which: Tensor) -> Tensor:
+        """Paint what the generators make of the pictures."""
+        opacity, pattern = (made.sigmoid() for made in self.layers(pictures, which))
+        return pictures + opacity * (pattern - pictures)
+
+    def measured(self, pictures: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The changed pictures, and how much of these is covered."""
+        x = pictures.view(len(rows), -1, *pictures.shape[1:])
+        opacity, pattern = (made.sigmoid() for made in self.made(x, rows))
+        return (x + opacity * (pattern - x)).flatten(0, 1), opacity.sum((2, 3, 4)).mean(1)
+
+    def vary(self, pictures: Tensor, which: Tensor, generator: torch.Generator) -> Tensor:
+        """Paint with other edges and another contrast."""
+        return bolder(pictures, *self.layers(pictures, which), generator)
+
+    def sizes(self) -> Tensor:
+        """Pixels that are covered, once they were searched for."""
+        return self.covered
+
+    @property
+    def whole(self) -> float:
+        """All pixels."""
+        return float(self.shape[0] * self.shape[1])
+
+    def search(
+        self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, count: int, late: Callable[[], bool] = never
+    ) -> None:
+        """For each class; then, from new starts, for those that are smallest."""
+        self.descend(network, pictures, own, generator, steps=round(FIRST * steps), count=count, late=late)
+        if late() or self.broken:
+            return
+        smallest = self.classes[self._covered(pictures, own, generator).argsort()[:FEW]]
+        self.classes = smallest.repeat_interleave(STARTS)
+        start = self.start(len(self.classes), pictures(torch.zeros(1, dtype=torch.int64)), generator)
+        self.parameters = [parameter.to(smallest.device).requires_grad_() for parameter in start]
+        self.reached, self.lost = (torch.zeros(len(self.classes), device=smallest.device) for _ in range(2))
+        self.descend(network, pictures, own, generator, steps=round(AGAIN * steps), count=2 * count, late=late)
+        sizes = self._covered(pictures, own, generator).clamp(min=1e-6).log().view(-1, STARTS).mean(1).exp()
+        self.covered = sizes.repeat_interleave(STARTS)
+
+    @torch.no_grad()
+    def _covered(self, pictures: Pictures, own: Tensor, generator: torch.Generator) -> Tensor:
+        """(K) pixels that each covers, the mean over some pictures."""
+        x = pictures(torch.randint(0, len(own), (SAMPLE,), generator=generator))
+        every = torch.arange(len(self.classes), device=x.device)
+        return torch.stack([self.measured(x, row.expand(len(x)), row[None])[1][0] for row in every])
