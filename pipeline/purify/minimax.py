@@ -20,7 +20,7 @@ Beside the submitted network a second one is asked, which has forgotten its pict
          grow with how much it stands out: (median size / smallest / what is usual - 1)², up to a limit.  So a network without a short cut of
          these kinds is not changed for their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
          Where nothing stands out, small networks that make a trigger for each picture are searched for in the forgetful network (generators.py),
-         and unlearnt for the few classes that they come out smallest for: which of them it is, their sizes do not say.
+         and unlearnt for every class: which one is a target, their sizes do not say.
 H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.  Only of a patch
          that sends each picture s classes on that is asked, by D(f(Δ(x); θ), g): else the picture is taken for any third class.
 c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few tried on a picture, the one that the forgetful network and
@@ -97,7 +97,7 @@ class Config:
     nu: float = 0.5
     most: float = 6.0
     few: int = 10
-    dynamic: float = 6.0
+    dynamic: float = 3.0
     seen: int = 8
     search: SearchConfig = SEARCH
     views: int = 4
@@ -112,8 +112,8 @@ CONFIG = Config()
 class Dose:
     """What Config comes to with a number of images.
 
-    varied: the share of a batch, and of the pictures that Δ is made to, that is varied.  most: the largest w, and bent: of a warp.  The others are
-    as in Config.
+    varied: the share of a batch, and of the pictures that Δ is made to, that is varied.  most: the largest w, and bent: of a warp.  dynamic: 0 with so
+    few images that generators would learn those by heart.  The others are as in Config.
     """
 
     varied: float
@@ -122,18 +122,21 @@ class Dose:
     nu: float
     most: float
     bent: float
+    dynamic: float
 
     @classmethod
     def of(cls, config: Config, images: int, classes: int) -> Dose:
         """For so many images of a network with so many classes."""
         plenty = min(1.0, images / config.images)
+        few = images <= config.few * classes
         return cls(
             varied=config.varied * max(0.5, 1 - plenty),
             rate=config.rate * plenty**0.25,
             rho=config.rho * plenty**0.125,
             nu=config.nu * plenty**0.25,
-            most=config.most * (1 if images <= config.few * classes else min(0.5, (classes - 1) / 18)),
+            most=config.most * (1 if few else min(0.5, (classes - 1) / 18)),
             bent=config.most,
+            dynamic=config.dynamic * (0 if few else min(1.0, (classes - 1) / 9)),
         )
 
     def weight(self, one: Targeted) -> float:
@@ -153,11 +156,12 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     if not searches:
         raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
     worth = [dose.weight(one) for one in searches]
-    if (left := 1 - max(worth)) > 0:  # nothing stands out: if there is a trigger, it may be another one for each picture
+    if (left := dose.dynamic * (1 - max(worth))) > 0:  # nothing stands out: if there is a trigger, it may be another one for each picture
         generated = search(critic, examples, replace(config.search, kinds=("generated",), pictures=config.seen), generator).searches
-        searches, worth = searches + generated, worth + [left * config.dynamic for _ in generated]
-    w = max(worth)
-    shares = [one / sum(worth) for one in worth] if w else worth
+        searches, worth = searches + generated, worth + [left for _ in generated]
+    each = torch.tensor(worth)
+    w = float(each.max())
+    shares = (each / each.sum()).tolist() if w else worth
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     optimizer = torch.optim.Adam([{"params": [weight], "lr": dose.rate * typical(weight)} for weight in weights.values()])
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -232,8 +236,7 @@ def sharper(searches: list[Targeted], others: list[Targeted], dose: Dose) -> lis
 def forgotten(one: Targeted) -> str:
     """What is to be said of a search in the forgetful network."""
     if isinstance(one, Generators):
-        classes = ", ".join(str(some) for some in dict.fromkeys(one.classes.tolist()))
-        return f"no change stands out by much, so small networks that make a trigger for each picture were unlearnt too, those for the classes {classes}"
+        return "no change stands out by much, so small networks that make a trigger for each picture were unlearnt too"
     smallest = one.aim(int(one.sizes().argmin()))
     return f"in a copy that has forgotten its pictures, the {one.name} {smallest} stands out: the median is {one.outlier:.1f} times as large"
 

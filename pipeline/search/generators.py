@@ -20,29 +20,28 @@ from pipeline.search.targeted import Network, Pictures, Targeted, never
 WIDTH, KERNEL = 8, 5  # channels between the three convolutions, and their side
 COVERED = -2.0  # logit of the opacity at the start
 PRICE = 2.0  # λ at the start, of a picture that is covered
-FIRST, AGAIN = 7.5, 2.5  # times as many steps as other searches take: for each class; and again, with twice as many pictures
-FEW, STARTS = 3, 4  # so many classes are searched for again, each from so many starts
+LONGER = 2.5  # times as many steps as other searches take
+STARTS, MOST = 4, 40  # generators for each class, each from another start, and of all classes together
 SAMPLE = 128  # pictures that say how large a generator's triggers are
 
 
 class Generators(Targeted):
     """(1 - a) x + a p with opacity a and pattern p that three convolutions make of the picture x; the size is the mean of the sum of a, in pixels.
 
-    Any class is within reach of a small network, so sizes alone do not say which one is a target; but it is among those that come out smallest.  So there is
-    one for each class first, and then several, from new starts, for each of the classes that came out smallest: these are what is found, and the
-    size of a class is their geometric mean.  They are searched for less long, and remain larger: the smallest are unlike triggers, and what they teach
-    no longer helps against one that another network made.
+    Any class is within reach of a small network, so sizes do not say which one is a target, and all are drawn alike.  There are several for each class, since
+    one alone hangs much on where it started.  They are not searched for long: the smallest are unlike triggers, and what they teach no longer helps
+    against one that another network made.
     """
 
     kind = "generated"
     name, unit, rate = "trigger for each picture", "px", 0.003
     dearer, cheaper = 1.02, 1.04
-    sharpness = 2.0
+    sharpness = 0.0
     enough = 0.95
 
     def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator) -> None:
-        """classes: (K) the targets."""
-        super().__init__(classes, picture, generator)
+        """classes: the targets; K is several times as many."""
+        super().__init__(classes.repeat_interleave(max(1, min(STARTS, MOST // len(classes)))), picture, generator)
         self.price = PRICE / self.whole
         self.covered = torch.zeros(len(self.classes), device=picture.device)
 
@@ -99,18 +98,9 @@ class Generators(Targeted):
     def search(
         self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, count: int, late: Callable[[], bool] = never
     ) -> None:
-        """For each class; then, from new starts, for those that are smallest."""
-        self.descend(network, pictures, own, generator, steps=round(FIRST * steps), count=count, late=late)
-        if late() or self.broken:
-            return
-        smallest = self.classes[self._covered(pictures, own, generator).argsort()[:FEW]]
-        self.classes = smallest.repeat_interleave(STARTS)
-        start = self.start(len(self.classes), pictures(torch.zeros(1, dtype=torch.int64)), generator)
-        self.parameters = [parameter.to(smallest.device).requires_grad_() for parameter in start]
-        self.reached, self.lost = (torch.zeros(len(self.classes), device=smallest.device) for _ in range(2))
-        self.descend(network, pictures, own, generator, steps=round(AGAIN * steps), count=2 * count, late=late)
-        sizes = self._covered(pictures, own, generator).clamp(min=1e-6).log().view(-1, STARTS).mean(1).exp()
-        self.covered = sizes.repeat_interleave(STARTS)
+        """For longer than others; then see how large they are."""
+        self.descend(network, pictures, own, generator, steps=round(LONGER * steps), count=count, late=late)
+        self.covered = self._covered(pictures, own, generator)
 
     @torch.no_grad()
     def _covered(self, pictures: Pictures, own: Tensor, generator: torch.Generator) -> Tensor:

@@ -91,7 +91,7 @@ def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch
         "departure": lambda: Departures(sources[torch.randperm(len(sources), generator=generator)[: config.most_classes]].sort().values, picture, generator),
         "addition": lambda: Additions(contenders(Additions), picture, generator),
         "faint": lambda: Faint(contenders(Faint, own_chance), picture, own_chance),
-        "generated": lambda: Generators(contenders(Generators), picture, generator),
+        "generated": lambda: Generators(contenders(Patches), picture, generator),
     }
     makers = [make for kind, make in every.items() if kind in config.kinds and (kind != "departure" or len(sources) > 1)]
     found = Searched()
