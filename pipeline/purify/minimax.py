@@ -97,7 +97,7 @@ class Config:
     nu: float = 0.5
     most: float = 6.0
     few: int = 10
-    dynamic: float = 3.0
+    dynamic: float = 2.5
     seen: int = 8
     search: SearchConfig = SEARCH
     views: int = 4
