@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.convert.to_torch import convert
+from pipeline.images import CalibrationSet
+from pipeline.purify import minimax
 from pipeline.purify.corruptions import KINDS, Kind
 from pipeline.purify.knowledge import Asked, Knowledge, divergence
 from pipeline.purify.minimax import Config, Dose, Mean, astray, harm, stamp
@@ -17,6 +19,7 @@ from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import typical
 from pipeline.purify.variety import joined, varied
 from pipeline.scan import scan
+from pipeline.search.kinds import Config as SearchConfig
 from pipeline.search.patches import Patches, Shifts
 from pipeline.search.targeted import Stamped, Targeted
 from pipeline.search.warps import Warps
@@ -72,6 +75,22 @@ def test_weight_grows_with_what_stands_out(kind: type[Targeted], size: float, we
     found = kind(torch.arange(5), torch.zeros(1, 1, 4, 4), generator())
     monkeypatch.setattr(found, "sizes", lambda: torch.tensor([10.0, 10, 10, 12, size]))
     assert Dose.of(Config(), 500, 10).weight(found) == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(("weight", "generated"), [(0.0, True), (0.5, True), (1.0, False)])
+def test_generators_are_unlearnt_where_nothing_stands_out(
+    weight: float, generated: bool, tiny_backdoored: tiny.Backdoored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minimax, "CONFIG", Config(steps=3, search=SearchConfig(steps=4)))
+    monkeypatch.setattr(Dose, "weight", lambda dose, one: weight)
+    twin, _ = convert(tiny_backdoored.model, tiny_backdoored.reading, scan(tiny_backdoored.model).model)
+    images = tiny.shapes(80, seed=5)
+    found = minimax.minimax(twin, CalibrationSet(images.images, images.labels), seed=0, report=lambda step, total, figures: None)
+    assert any("trigger for each picture" in note for note in found.notes) == generated and len(found.history) == 3
+
+
+def test_with_few_images_there_are_no_generators() -> None:
+    assert Dose.of(Config(), 100, 10).dynamic == 0 < Dose.of(Config(), 101, 4).dynamic < Dose.of(Config(), 101, 10).dynamic == Config().dynamic
 
 
 def test_harm_is_of_the_aim_alone() -> None:
