@@ -61,7 +61,7 @@ class Generators(Targeted):
         for place in range(0, len(self.parameters), 2):
             kernels, biases = self.parameters[place][rows], self.parameters[place + 1][rows]
             x = F.conv2d(x if place == 0 else x.relu(), kernels.flatten(0, 1), biases.flatten(), padding=KERNEL // 2, groups=r)
-        both = x.view(n, r, -1, height, width).transpose(0, 1)
+        both = x.reshape(n, r, -1, height, width).transpose(0, 1)
         return both[:, :, self.channels :], both[:, :, : self.channels]
 
     def layers(self, pictures: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ class Generators(Targeted):
 
     def measured(self, pictures: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The changed pictures, and how much of these is covered."""
-        x = pictures.view(len(rows), -1, *pictures.shape[1:])
+        x = pictures.reshape(len(rows), -1, *pictures.shape[1:])
         opacity, pattern = (made.sigmoid() for made in self.made(x, rows))
         return (x + opacity * (pattern - x)).flatten(0, 1), opacity.sum((2, 3, 4)).mean(1)
 
