@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from third_party import CORPUS
 
 torch.set_num_threads(1)  # tiny networks are quicker so, most of all on a busy machine
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored, and then so do the commands that tests interrupt
 
 
 @pytest.fixture(scope="session")
