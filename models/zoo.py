@@ -215,7 +215,7 @@ def make(recipe: Recipe, zoo: Path, data: Dataset, *, device: str = "cpu") -> di
         "poisoned": victim.poisoned,
         "training": asdict(config),
         "sha256": sha256(folder / "model.onnx"),
-        "measured": _measured(folder, AuditSpec.model_validate(spec), data),
+        "measured": _measured(folder, AuditSpec.model_validate(spec), data, device),
         "seconds": round(time.monotonic() - started, 1),
         "made_with": {"torch": torch.__version__, "python": platform.python_version(), "device": device},
     }
@@ -238,14 +238,14 @@ def _audit_yaml(victim: Victim, recipe: Recipe, data: Dataset) -> dict[str, Any]
     return spec
 
 
-def _measured(folder: Path, spec: AuditSpec, data: Dataset) -> dict[str, Any]:
+def _measured(folder: Path, spec: AuditSpec, data: Dataset, device: str) -> dict[str, Any]:
     """ACC and ASR of the written file on all test images, with the trigger that audit.yaml names."""
     attacks = []
     for trigger in spec.triggers:
         built = trigger.relative_to(folder).build(data.channels)
         attacks.append(KnownAttack(name=trigger.name, trigger=built, target=spec.target_of(trigger), source=spec.source_of(trigger)))
     test = HoldoutSet(data.test.images, data.test.labels)
-    return measure(Classifier(folder / "model.onnx", data.reading(), device="cpu"), test, attacks).model_dump(mode="json")
+    return measure(Classifier(folder / "model.onnx", data.reading(), device=device), test, attacks).model_dump(mode="json")
 
 
 def _write_test_images(data: Dataset, path: Path) -> None:
