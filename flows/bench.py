@@ -64,7 +64,7 @@ def purify(
 
     found = compare(jobs, rows, judges=judges, device=device, workers=workers, depth=depth, twins=twin or [], listener=told)
     if page is not None:
-        write_page(page, load(Row, rows), device=device, **_curves(pruning or [], page, judges=judges, device=device))
+        write_page(page, load(Row, rows), **_curves(pruning or [], page, judges=judges, device=device))
         typer.echo(page)
     else:
         typer.echo("\n".join(table(found)))

@@ -36,7 +36,7 @@ from pipeline.images import CalibrationSet, HoldoutSet, LabelledImages, read, sp
 from pipeline.purify import methods
 from pipeline.results import Measurement
 from pipeline.scan import scan
-from pipeline.twin import choose_device
+from pipeline.twin import choose_device, device_name
 
 ONE_A_CLASS = 1  # as a number of images: one of each class
 TWIN = "clean twin"  # as a method: no repair, but a network that never saw the trigger
@@ -58,7 +58,8 @@ class Row:
     """What came of it, in 0..1 on `judges` hold-out images.
 
     seconds: of the purifier alone.  altered: the largest ASR of slightly altered triggers.  relearnt_5, relearnt_50: ASR after a short
-    fine-tuning with so many poisoned samples.  Those three are NaN where they were not asked for, or where it diverged.  error: why there is nothing.
+    fine-tuning with so many poisoned samples.  Those three are NaN where they were not asked for, or where it diverged.  device: where it ran.  error: why there
+    is nothing.
     """
 
     victim: str
@@ -77,6 +78,7 @@ class Row:
     altered: float
     relearnt_5: float
     relearnt_50: float
+    device: str
     model: str
     error: str
 
@@ -174,6 +176,7 @@ class Victim:
             altered=altered,
             relearnt_5=relearnt_5,
             relearnt_50=relearnt_50,
+            device=device_name(self.device),
             model=sha256(self.model),
             error=error,
         )

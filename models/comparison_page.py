@@ -16,7 +16,6 @@ from pathlib import Path
 from models.comparison import ONE_A_CLASS, TWIN, Row, name_of
 from models.rows import to_csv
 from pipeline.artifact import atomic_write
-from pipeline.twin import choose_device
 
 FLOOR = (
     " Where it stands, *clean twin* is what clean networks of the same kind make of the same triggered images, in the mean: what is covered up, no network"
@@ -71,7 +70,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         lines += [
             f"### {title}",
             "",
-            f"Means over {len(victims)} victim{'s' * (len(victims) != 1)}.",
+            f"Means over {len(victims)} victim{'s' * (len(victims) != 1)}; on {', '.join(sorted({row.device for row in some}))}.",
             "",
             "| method | accuracy lost, points | ASR % | worst ASR % | RA % | DER | altered % | re-learnt from 5, 50 % | seconds | runs |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -117,10 +116,9 @@ def _pair(rows: Sequence[Row]) -> str:
     return f"{100 * statistics.mean(row.acc for row in rows):.1f} / {100 * statistics.mean(row.asr for row in rows):.1f}"
 
 
-def write_page(path: Path, rows: Sequence[Row], *, device: str, more: Sequence[str] = (), files: Mapping[str, bytes] | None = None) -> None:
+def write_page(path: Path, rows: Sequence[Row], *, more: Sequence[str] = (), files: Mapping[str, bytes] | None = None) -> None:
     """Tables and plots, as Markdown; the plots and the rows lie beside it, in a folder of its name.  more: further lines, files: that they show."""
     from pipeline.provenance import packages
-    from pipeline.twin import device_name
 
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +150,7 @@ def write_page(path: Path, rows: Sequence[Row], *, device: str, more: Sequence[s
         *table(rows),
         *by_victim(rows),
         *more,
-        f"On {device_name(choose_device(device))}; {versions}. Machines are shared: read the seconds as ratios.",
+        f"Written with {versions}. Machines are shared: read the seconds as ratios.",
         "",
     ]
     atomic_write(path, "\n".join(lines).encode())

@@ -102,7 +102,8 @@ def test_a_run_that_fails_is_a_row_that_says_why(victim: Path, folder: Path) -> 
 
 def row(method: str, *, victim: str = "one", images: int = 1, **figures: float) -> Row:
     given = {"acc": 0.8, "asr": 0.1, "ra": 0.7, "der": 0.9, "seconds": 3.0, "altered": nan, "relearnt_5": nan, "relearnt_50": nan} | figures
-    return Row(victim=victim, method=method, preset="default", images=images, seed=0, judges=500, acc_before=0.9, asr_before=1.0, model="", error="", **given)
+    given |= {"acc_before": 0.9, "asr_before": 1.0}
+    return Row(victim=victim, method=method, preset="default", images=images, seed=0, judges=500, device="cpu", model="", error="", **given)
 
 
 def test_tables_average_over_what_every_method_ran_on_and_put_the_best_first(folder: Path) -> None:
@@ -114,12 +115,12 @@ def test_tables_average_over_what_every_method_ran_on_and_put_the_best_first(fol
         row("bad", images=50),
     ]
     lines = table(rows)
-    assert lines[0] == "### One image a class" and "over 1 victim." in lines[2]
+    assert lines[0] == "### One image a class" and lines[2] == "Means over 1 victim; on cpu."
     assert lines[6] == "| good | 10.0 | 2.0 | 4.0 | 70.0 | 0.980 | – | –, – | 3 | 2 |"
     assert lines[7].startswith("| bad | 10.0 | 100.0 | 100.0 |")
     assert "| 0.100 | 20.0 | –, 50.0 |" in table([row("deep", der=0.1, altered=0.2, relearnt_50=0.5), row("deep", victim="two", der=0.1)])[6]
     assert "| two | 90.0 / 100.0 | – | 80.0 / 90.0 |" in by_victim(rows)
-    write_page(folder / "page.md", rows, device="cpu")
+    write_page(folder / "page.md", rows)
     page = (folder / "page.md").read_text()
     assert "2 victims" in page and all((folder / "page" / name).read_bytes()[:4] == b"\x89PNG" for name in ("accuracy-against-asr.png", "der-by-images.png"))
     assert [one.victim for one in load(Row, folder / "page" / "rows.csv")] == [one.victim for one in rows]
@@ -135,7 +136,7 @@ def test_victims_of_different_kinds_are_not_averaged(folder: Path) -> None:
         "### cifar10, vgg, 5 % poisoned: one image a class",
     ]
     assert [line.split(" | ")[2] for line in table(rows) if line.startswith("| good")] == ["40.0", "20.0"]
-    write_page(folder / "page.md", [*rows, replace(rows[1], images=50)], device="cpu")  # a size that one kind alone was given
+    write_page(folder / "page.md", [*rows, replace(rows[1], images=50)])  # a size that one kind alone was given
     assert str(folder) not in (folder / "page" / "rows.csv").read_text()
 
 
@@ -147,7 +148,7 @@ def test_sizes_are_compared_on_the_same_victims() -> None:
 
 
 def test_no_plot_of_a_single_point(folder: Path) -> None:
-    write_page(folder / "page.md", [row("good")], device="cpu")
+    write_page(folder / "page.md", [row("good")])
     assert "![" not in (folder / "page.md").read_text() and [path.name for path in (folder / "page").iterdir()] == ["rows.csv"]
 
 
@@ -211,5 +212,5 @@ def test_a_clean_twin_stands_beside_the_repairs(victim: Path, tiny_clean: tiny.B
     lines = by_victim(load(Row, rows))
     assert lines[2] == "| victim | submitted | clean twin | clp |" and f" {100 * twin.acc:.1f} / {100 * twin.asr:.1f} " in lines[4]
     assert not any(TWIN in line for line in table(load(Row, rows)))
-    write_page(folder / "page.md", load(Row, rows), device="cpu")
+    write_page(folder / "page.md", load(Row, rows))
     assert "what a perfect repair would leave" in (folder / "page.md").read_text()
