@@ -58,8 +58,8 @@ class Row:
     """What came of it, in 0..1 on `judges` hold-out images.
 
     seconds: of the purifier alone.  altered: the largest ASR of slightly altered triggers.  relearnt_5, relearnt_50: ASR after a short
-    fine-tuning with so many poisoned samples.  Those three are NaN where they were not asked for, or where it diverged.  device: where it ran.  error: why there
-    is nothing.
+    fine-tuning with so many poisoned samples.  Those three are NaN where they were not asked for, or where it diverged.  device: where it ran.  error: why
+    there is nothing.
     """
 
     victim: str
