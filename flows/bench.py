@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+
+from pipeline.errors import BadInput
 
 bench = typer.Typer(no_args_is_help=True, help="Measure methods side by side, on models whose backdoor is known.")
 SHIPPED = Path(__file__).parents[1] / "models" / "cifar10_trojan"
@@ -62,7 +64,10 @@ def purify(
         what = row.error or f"ACC {100 * row.acc:.1f}  ASR {100 * row.asr:.1f}  DER {row.der:.3f}  {row.seconds:.0f} s"
         typer.echo(f"{done}/{total}  {Path(row.victim).name}  {name_of(row)}  {row.images} images  seed {row.seed}: {what}", err=True)
 
-    found = compare(jobs, rows, judges=judges, device=device, workers=workers, depth=depth, twins=twin or [], listener=told)
+    try:
+        found = compare(jobs, rows, judges=judges, device=device, workers=workers, depth=depth, twins=twin or [], listener=told)
+    except BadInput as error:
+        _refuse(error)
     if page is not None:
         write_page(page, load(Row, rows), **_curves(pruning or [], page, judges=judges, device=device))
         typer.echo(page)
@@ -100,7 +105,10 @@ def detect(
         what = row.error or "  ".join(f"{kind} {one.outlier:.1f}" for kind, one in row.standings.items())
         typer.echo(f"{done}/{total}  {row.model}  {row.images} images  seed {row.seed}: {what}  {row.seconds:.0f} s", err=True)
 
-    found = search_all(jobs, rows, device=device, workers=workers, listener=told)
+    try:
+        found = search_all(jobs, rows, device=device, workers=workers, listener=told)
+    except BadInput as error:
+        _refuse(error)
     if bank is not None:
         atomic_write(bank, to_csv(Row, sorted(found, key=lambda row: (row.images, row.data, row.network, row.attack, row.seed, row.model))))
         typer.echo(bank)
@@ -109,6 +117,11 @@ def detect(
         typer.echo(page)
     else:
         typer.echo("\n".join(table(found)))
+
+
+def _refuse(error: BadInput) -> NoReturn:
+    typer.echo(f"onnx-audit: {error}", err=True)
+    raise typer.Exit(error.exit_code) from error
 
 
 def _curves(victims: list[Path], page: Path, *, judges: int, device: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.errors import BadInput
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -16,12 +18,18 @@ R = TypeVar("R", bound="DataclassInstance")
 
 
 def load(kind: type[R], path: Path) -> list[R]:
-    """The rows of earlier runs in their order, but for half lines that killed ones left, and rows of another version that had other columns."""
+    """The rows of earlier runs in their order, but for half lines that killed ones left.
+
+    Raises BadInput when the file has other columns than these rows, as one of another version has: who goes on from it would write over it.
+    """
     if not path.exists():
         return []
     types = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in fields(kind)}
     with path.open(newline="") as file:
-        complete = [line for line in csv.DictReader(file) if set(line) == set(types) and None not in line.values()]
+        lines = csv.DictReader(file)
+        if lines.fieldnames and set(lines.fieldnames) != set(types):
+            raise BadInput(f"{path} holds rows of another version, with other columns; it is left as it is: name another file")
+        complete = [line for line in lines if set(line) == set(types) and None not in line.values()]
     return [kind(**{name: types[name](value) for name, value in line.items()}) for line in complete]
 
 

@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 import tiny
 import yaml
+from typer.testing import CliRunner
 
+from flows.bench import bench
 from models.comparison import ONE_A_CLASS, TWIN, Job, Row, Victim, compare
 from models.comparison_page import by_size, by_victim, table, write_page
 from models.pruning_curve import drawn, pruning_curve, section
-from models.rows import load
+from models.rows import load, to_csv
+from pipeline.errors import BadInput
 from pipeline.images import HoldoutSet
 
 T = TypeVar("T")
@@ -98,6 +101,17 @@ def test_a_run_that_fails_is_a_row_that_says_why(victim: Path, folder: Path) -> 
     (row,) = compare([Job(str(victim), "awm", "default", 5000, 0)], folder / "rows.csv", judges=200, device="cpu", workers=1)
     assert "5000 calibration images are asked for" in row.error
     assert (row.acc, row.asr, row.der) == (row.acc_before, row.asr_before, 0.5)
+
+
+def test_rows_of_another_version_are_not_written_over(folder: Path) -> None:
+    rows = folder / "rows.csv"
+    rows.write_bytes(to_csv(Row, [row("good")]).replace(b",device", b"").replace(b",cpu,", b","))
+    before = rows.read_bytes()
+    with pytest.raises(BadInput, match="another version"):
+        compare([], rows, judges=200, device="cpu")
+    found = CliRunner().invoke(bench, ["purify", "--method", "clp", "--rows", str(rows)])
+    assert found.exit_code == 2 and "another version" in found.output and "Traceback" not in found.output
+    assert rows.read_bytes() == before
 
 
 def row(method: str, *, victim: str = "one", images: int = 1, **figures: float) -> Row:
