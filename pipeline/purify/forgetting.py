@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipeline.purify.tuning import Weights, typical, variables
-from pipeline.purify.variety import varied
 from pipeline.search.examples import Examples
+from pipeline.search.variety import varied
 from pipeline.twin import TorchTwin
 
 

@@ -19,8 +19,9 @@ Beside the submitted network a second one is asked, which has forgotten its pict
          kept in which more stands out.  Where one needs to be much smaller than the others, there is a short cut; its share of a batch, and w,
          grow with how much it stands out: (median size / smallest / what is usual - 1)², up to a limit.  So a network without a short cut of
          these kinds is not changed for their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
-         Where nothing stands out, small networks that make a trigger for each picture are searched for in the forgetful network (generators.py),
-         and unlearnt for every class: which one is a target, their sizes do not say.
+         Where nothing stands out, small networks that make a trigger for each picture are searched for in the forgetful network (generators.py).
+         From few images, what differs by class is searched for on pictures that are made to be of each (pretenders.py), and unlearnt on
+         pictures that the network in repair is made to take for one, again in each step.
 H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.  Only of a patch
          that sends each picture s classes on that is asked, by D(f(Δ(x); θ), g): else the picture is taken for any third class.
 c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few tried on a picture, the one that the forgetful network and
@@ -52,18 +53,20 @@ from pipeline.purify.sau import Config as Ascent
 from pipeline.purify.sau import adversarial
 from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import typical, variables
-from pipeline.purify.variety import joined, varied
 from pipeline.search.examples import Examples, classes_of
 from pipeline.search.generators import Generators
 from pipeline.search.kinds import CONFIG as SEARCH
 from pipeline.search.kinds import Config as SearchConfig
 from pipeline.search.kinds import search
-from pipeline.search.targeted import Kind, Pictures, Said, Stamped, Targeted
+from pipeline.search.pretenders import near, pretenders
+from pipeline.search.targeted import Kind, Pictures, Posing, Said, Stamped, Targeted
+from pipeline.search.variety import joined, varied
 from pipeline.twin import TorchTwin
 
 ASCENT = Ascent(ascents=3)
-SOUGHT: tuple[tuple[Kind, float], ...] = (("patch", 1.0), ("warp", 1.5), ("warp", 1.5), ("faint", 1.0))  # in the forgetful network, and how long
-USUAL: dict[Kind, float] = {"patch": 1.75, "warp": 2.0, "faint": 2.0}  # `outlier` of clean networks that have forgotten their pictures
+# What is sought in the forgetful network, and how long.
+SOUGHT: tuple[tuple[Kind, float], ...] = (("patch", 1.0), ("warp", 1.5), ("warp", 1.5), ("faint", 1.0), ("departure", 2.0))
+USUAL: dict[Kind, float] = {"patch": 1.75, "warp": 2.0, "faint": 2.0, "departure": 1.5}  # `outlier` of clean networks that have forgotten their pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,8 @@ class Config:
     the others, the share that is mixed with one another.  features: what their distance counts in D.  rate: of Adam, a share of a weight's
     typical size.  kappa κ; rho ρ; nu ν.  All these are with `images` or more; see Dose for fewer.  most: the largest w.  With more than `few`
     images a class it is half of that, but for warps, and less with less than ten classes, among which one stands out by chance.  dynamic: w of
-    generators where nothing stands out at all; it falls to 0 where something has w = 1.  seen: pictures for each of them and step.  search: how
+    generators where nothing stands out at all; it falls to 0 where something has w = 1.  seen: pictures for each of them and step.  poses: steps
+    that a picture is changed by to pose as one of a class.  search: how
     changes are searched for.  views: places that the submitted network is asked from.  averaged: the share of the steps, at the end, whose
     weights are averaged.
     """
@@ -97,8 +101,9 @@ class Config:
     nu: float = 0.5
     most: float = 6.0
     few: int = 10
-    dynamic: float = 2.5
+    dynamic: float = 3.0
     seen: int = 8
+    poses: int = 5
     search: SearchConfig = SEARCH
     views: int = 4
     averaged: float = 0.4
@@ -112,10 +117,11 @@ CONFIG = Config()
 class Dose:
     """What Config comes to with a number of images.
 
-    varied: the share of a batch, and of the pictures that Δ is made to, that is varied.  most: the largest w, and bent: of a warp.  dynamic: 0 with so
-    few images that generators would learn those by heart.  The others are as in Config.
+    few: whether there are so few that pictures are made for what needs more (pretenders.py).  varied: the share of a batch, and of the pictures that Δ is
+    made to, that is varied.  most: the largest w, and bent: of a warp.  The others are as in Config.
     """
 
+    few: bool
     varied: float
     rate: float
     rho: float
@@ -130,13 +136,14 @@ class Dose:
         plenty = min(1.0, images / config.images)
         few = images <= config.few * classes
         return cls(
+            few=few,
             varied=config.varied * max(0.5, 1 - plenty),
             rate=config.rate * plenty**0.25,
             rho=config.rho * plenty**0.125,
             nu=config.nu * plenty**0.25,
             most=config.most * (1 if few else min(0.5, (classes - 1) / 18)),
             bent=config.most,
-            dynamic=config.dynamic * (0 if few else min(1.0, (classes - 1) / 9)),
+            dynamic=config.dynamic * min(1.0, (classes - 1) / 9),
         )
 
     def weight(self, one: Targeted) -> float:
@@ -149,15 +156,18 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     config, examples, start = CONFIG, Examples.of(twin, calibration), variables(twin)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        dose = Dose.of(config, len(examples), classes=twin.logits(examples.pictures[:1]).shape[1])
-    found = search(twin, examples, config.search, generator)
+        classes = twin.logits(examples.pictures[:1]).shape[1]
+    dose = Dose.of(config, len(examples), classes=classes)
+    lent = pretenders(twin, examples, torch.randperm(classes, generator=generator)[: config.search.most_classes], dose.varied, generator) if dose.few else None
+    found = search(twin, examples, config.search, generator, lent=lent)
     critic = forgetful(twin, examples, dose.varied, generator)
-    searches = sharper(found.searches, shortest(critic, examples, config, generator), dose)
+    searches = sharper(found.searches, shortest(critic, examples, config, generator, lent), dose)
     if not searches:
         raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
     worth = [dose.weight(one) for one in searches]
-    if (left := dose.dynamic * (1 - max(worth))) > 0:  # nothing stands out: if there is a trigger, it may be another one for each picture
-        generated = search(critic, examples, replace(config.search, kinds=("generated",), pictures=config.seen), generator).searches
+    if (left := dose.dynamic * (1 - max(worth) ** 2)) > 0:  # nothing stands out: if there is a trigger, it may be another one for each picture
+        thorough = replace(config.search, kinds=("generated",), pictures=config.seen, varied=dose.varied if dose.few else 0.0)
+        generated = search(critic, examples, thorough, generator).searches
         searches, worth = searches + generated, worth + [left for _ in generated]
     each = torch.tensor(worth)
     w = float(each.max())
@@ -180,6 +190,10 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     def said_of(x: Tensor) -> Tensor:
         return twin.logits(x).argmax(1)
 
+    def posing(x: Tensor, aims: Tensor) -> Tensor:
+        now = {name: weight.detach() for name, weight in weights.items()}
+        return near(lambda x: twin.logits(x, now), x, aims, config.poses)
+
     history = History(report, config.steps)
     for step in range(config.steps):
         alone, alike, other = examples.sample(config.batch, config.crop, generator).split(sizes)
@@ -188,7 +202,7 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         said = goal.answers.argmax(1)
         some = torch.arange(config.corrupted, device=x.device) % config.batch
         worst = trials(twin, weights, x[some], goal.answers[some], generator, critic=critic)
-        stamped = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of)
+        stamped = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of, posing=posing)
         deceived = adversarial(twin, weights, x[: config.shared], said[: config.shared], config.ascent, generator, submitted=critic)
         wrong = said_of(deceived)
         answers = asked(torch.cat([x, worst, stamped.changed, deceived]), weights)
@@ -212,12 +226,13 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     return Purified(arrays(mean.weights), {}, differences.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, notes)
 
 
-def shortest(critic: TorchTwin, examples: Examples, config: Config, generator: torch.Generator) -> list[Targeted]:
+def shortest(critic: TorchTwin, examples: Examples, config: Config, generator: torch.Generator, lent: Examples | None) -> list[Targeted]:
     """The smallest changes of the forgetful network: little else is left in it than short cuts, and some stand out more."""
     found = [
         one
         for kind, steps in SOUGHT
-        for one in search(critic, examples, replace(config.search, kinds=(kind,), steps=round(steps * config.search.steps)), generator).searches
+        if kind != "departure" or lent is not None
+        for one in search(critic, examples, replace(config.search, kinds=(kind,), steps=round(steps * config.search.steps)), generator, lent=lent).searches
     ]
     for one in found:
         one.usual = USUAL[one.kind]
@@ -256,10 +271,24 @@ class Mean:
         self.weights = {name: known[name] + (weight - known[name]) / self.count for name, weight in weights.items()}
 
 
-def stamp(searches: list[Targeted], shares: list[float], count: int, pictures: Pictures, own: Tensor, generator: torch.Generator, *, said: Said) -> Stamped:
+def stamp(
+    searches: list[Targeted],
+    shares: list[float],
+    count: int,
+    pictures: Pictures,
+    own: Tensor,
+    generator: torch.Generator,
+    *,
+    said: Said,
+    posing: Posing | None = None,
+) -> Stamped:
     """So many pictures, a share of them for each search, changed; own: (M) the classes that all the pictures are taken for."""
     ends = [round(count * sum(shares[: row + 1])) for row in range(len(searches))]
-    parts = [one.stamp(pictures, own, end - start, generator, said=said) for one, start, end in zip(searches, [0, *ends], ends, strict=False) if end > start]
+    parts = [
+        one.stamp(pictures, own, end - start, generator, said=said, posing=posing)
+        for one, start, end in zip(searches, [0, *ends], ends, strict=False)
+        if end > start
+    ]
     if not parts:
         none = own[:0]
         return Stamped(pictures(none.cpu()), pictures(none.cpu()), none, none, none.bool())

@@ -18,9 +18,9 @@ from pipeline.search.patches import bolder
 from pipeline.search.targeted import Network, Pictures, Targeted, never
 
 WIDTH, KERNEL = 8, 5  # channels between the three convolutions, and their side
-COVERED = -2.0  # logit of the opacity at the start
+COVERED = 0.0  # logit of the opacity at the start: half of the picture, from where targets are found first
 PRICE = 2.0  # λ at the start, of a picture that is covered
-LONGER = 2.5  # times as many steps as other searches take
+LONGER = 3.0  # times as many steps as other searches take
 STARTS, MOST = 4, 40  # generators for each class, each from another start, and of all classes together
 SAMPLE = 128  # pictures that say how large a generator's triggers are
 
@@ -28,20 +28,20 @@ SAMPLE = 128  # pictures that say how large a generator's triggers are
 class Generators(Targeted):
     """(1 - a) x + a p with opacity a and pattern p that three convolutions make of the picture x; the size is the mean of the sum of a, in pixels.
 
-    Any class is within reach of a small network, so sizes do not say which one is a target, and all are drawn alike.  There are several for each class, since
-    one alone hangs much on where it started.  They are not searched for long: the smallest are unlike triggers, and what they teach no longer helps
-    against one that another network made.
+    Any class is within reach of a small network, but of those that begin with half of the picture covered the target's are the smallest, in a network
+    that has forgotten its pictures.  There are several for each class, since one alone hangs much on where it started; their median is its size, and they
+    are drawn alike.
     """
 
     kind = "generated"
     name, unit, rate = "trigger for each picture", "px", 0.003
     dearer, cheaper = 1.02, 1.04
-    sharpness = 0.0
     enough = 0.95
 
     def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator) -> None:
         """classes: the targets; K is several times as many."""
-        super().__init__(classes.repeat_interleave(max(1, min(STARTS, MOST // len(classes)))), picture, generator)
+        self.starts = max(1, min(STARTS, MOST // len(classes)))
+        super().__init__(classes.repeat_interleave(self.starts), picture, generator)
         self.price = PRICE / self.whole
         self.covered = torch.zeros(len(self.classes), device=picture.device)
 
@@ -87,7 +87,7 @@ class Generators(Targeted):
         return bolder(pictures, *self.layers(pictures, which), generator)
 
     def sizes(self) -> Tensor:
-        """Pixels that are covered, once they were searched for."""
+        """Pixels that are covered, once they were searched for: by the generators of a class, in the median."""
         return self.covered
 
     @property
@@ -100,7 +100,8 @@ class Generators(Targeted):
     ) -> None:
         """For longer than others; then see how large they are."""
         self.descend(network, pictures, own, generator, steps=round(LONGER * steps), count=count, late=late)
-        self.covered = self._covered(pictures, own, generator)
+        of_each = self._covered(pictures, own, generator).view(-1, self.starts)
+        self.covered = of_each.quantile(0.5, dim=1, keepdim=True).expand_as(of_each).flatten()
 
     @torch.no_grad()
     def _covered(self, pictures: Pictures, own: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from pipeline.search.examples import Examples, classes_of
 from pipeline.search.generators import Generators
 from pipeline.search.patches import Departures, Patches, Shifts
 from pipeline.search.targeted import Kind, Targeted
+from pipeline.search.variety import partly
 from pipeline.search.warps import Warps
 from pipeline.twin import TorchTwin
 
@@ -26,7 +27,8 @@ Told = Callable[[str, int, int], None]
 class Config:
     """How to search.
 
-    steps: of each search.  pictures: for each change and step.  crop: pixels that they are shifted by at most.  kinds: what is searched for.
+    steps: of each search.  pictures: for each change and step.  crop: pixels that they are shifted by at most.  varied: the share of them that is varied.
+    kinds: what is searched for.
     most_classes: for more, the search goes on with those that a short one brings furthest, and as many others for comparison.  most_steps: the largest
     step on.  least: pictures of a class, without which nothing is said about leaving it.  seconds: no search begins a step later than this.
     """
@@ -34,6 +36,7 @@ class Config:
     steps: int = 80
     pictures: int = 6
     crop: int = 3
+    varied: float = 0.0
     kinds: tuple[Kind, ...] = ("patch", "warp", "shift", "departure")
     most_classes: int = 32
     most_steps: int = 9
@@ -56,19 +59,26 @@ class Searched:
     complete: bool = True
 
 
-def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch.Generator, *, told: Told | None = None) -> Searched:
-    """The smallest changes of each kind for each class."""
+def search(
+    twin: TorchTwin, examples: Examples, config: Config, generator: torch.Generator, *, lent: Examples | None = None, told: Told | None = None
+) -> Searched:
+    """The smallest changes of each kind for each class.  lent: pictures for what differs by class, where `examples` are too few."""
     started, own, picture = time.monotonic(), classes_of(twin, examples), examples.pictures[:1]
     with torch.no_grad():
         count = twin.logits(picture).shape[1]
     classes = torch.arange(count, device=twin.device)
     steps = torch.arange(1, min(count, config.most_steps + 1), device=twin.device)
-    sources = classes[(own[None] == classes[:, None]).sum(1) >= config.least]
+    lent = lent or None  # none are as good as not lent
+    shown = lent.labels if lent else own
+    sources = classes[(shown[None] == classes[:, None]).sum(1) >= config.least]
 
     own_chance = torch.Generator().manual_seed(generator.initial_seed())  # of faint additions: what the others find does not hang on them, nor they on it
 
     def pictures(index: Tensor, chance: torch.Generator = generator) -> Tensor:
-        return examples.drawn(index, config.crop, chance)
+        return partly(examples.drawn(index, config.crop, chance), config.varied, chance)
+
+    def some(sources: Tensor) -> Tensor:
+        return sources[torch.randperm(len(sources), generator=generator)[: config.most_classes]].sort().values
 
     def late() -> bool:
         return time.monotonic() - started > config.seconds
@@ -87,8 +97,8 @@ def search(twin: TorchTwin, examples: Examples, config: Config, generator: torch
     every: dict[Kind, Callable[[], Targeted]] = {
         "patch": lambda: Patches(contenders(Patches), picture, generator),
         "warp": lambda: Warps(contenders(Warps), picture, generator),
-        "shift": lambda: Shifts(steps, picture, generator, count=count),
-        "departure": lambda: Departures(sources[torch.randperm(len(sources), generator=generator)[: config.most_classes]].sort().values, picture, generator),
+        "shift": lambda: Shifts(steps, picture, generator, count=count, lent=lent),
+        "departure": lambda: Departures(some(sources), picture, generator, lent=lent),
         "addition": lambda: Additions(contenders(Additions), picture, generator),
         "faint": lambda: Faint(contenders(Faint, own_chance), picture, own_chance),
         "generated": lambda: Generators(contenders(Patches), picture, generator),

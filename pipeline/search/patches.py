@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from pipeline.search.chance import each
-from pipeline.search.targeted import Aim, Network, Pictures, Targeted, never
+from pipeline.search.examples import Examples
+from pipeline.search.targeted import Aim, Network, Pictures, Posing, Said, Stamped, Targeted, never
 from pipeline.search.windows import best_windows
 
 ARRIVED = 0.75  # share of pictures from which on a change does what it should; the price keeps it near 0.9
+SHIFT = 1  # pixels, of pictures that are lent, at most
 EDGE, STEEPNESS, CONTRAST = (-2.0, 0.5), (1.0, 4.0), (1.0, 3.0)  # of a patch that is varied: of the logits of its opacity, and of its pattern
 
 
@@ -76,7 +78,43 @@ class Patches(Painted):
             self.reached = torch.where(better, placed.reached, self.reached)
 
 
-class Shifts(Painted):
+class ByClass(Painted):
+    """Patches that do different things to pictures of different classes, and are searched for on pictures that are `lent` where any others are too few.
+
+    lent: pictures, whose labels are the classes that they are taken for.
+    """
+
+    lent: Examples | None = None
+
+    def search(
+        self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, count: int, late: Callable[[], bool] = never
+    ) -> None:
+        """As all."""
+        pictures, own = self._shown(pictures, own, generator)
+        super().search(network, pictures, own, generator, steps=steps, count=count, late=late)
+
+    def stamp(
+        self, pictures: Pictures, own: Tensor, count: int, generator: torch.Generator, *, said: Said | None = None, posing: Posing | None = None
+    ) -> Stamped:
+        """As all; where pictures are lent, made to any, which are posing as those."""
+        lent = self.lent
+        if lent is None:
+            return super().stamp(pictures, own, count, generator, said=said)
+
+        def posed(index: Tensor) -> Tensor:
+            if posing is None:
+                return lent.drawn(index, SHIFT, generator)
+            return posing(pictures(torch.randint(0, len(own), (len(index),), generator=generator)), lent.labels[index])
+
+        return super().stamp(posed, lent.labels, count, generator)
+
+    def _shown(self, pictures: Pictures, own: Tensor, generator: torch.Generator) -> tuple[Pictures, Tensor]:
+        """Pictures, and their classes: those that are lent, if any are."""
+        lent = self.lent
+        return (pictures, own) if lent is None else ((lambda index: lent.drawn(index, SHIFT, generator)), lent.labels)
+
+
+class Shifts(ByClass):
     """Patches that send every picture some classes on: from k to k + s, after the last to the first; all-to-all backdoors have s = 1.
 
     In place of `classes` stand the steps s, and one of them stands out where there is a short cut.  A network that no longer follows it takes such a
@@ -86,10 +124,10 @@ class Shifts(Painted):
     kind, usual, restores = "shift", 1.25, True
     enough = 0.5  # a network learns to send every class on for two pictures in three, or so; none is sent so far without
 
-    def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator, *, count: int) -> None:
+    def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator, *, count: int, lent: Examples | None = None) -> None:
         """classes: (K) the steps s, from 1.  count: of all classes."""
         super().__init__(classes, picture, generator)
-        self.count = count
+        self.count, self.lent = count, lent
 
     def aims(self, which: Tensor, own: Tensor) -> Tensor:
         """(N) the class that lies so many steps behind a picture's own."""
@@ -104,7 +142,7 @@ class Shifts(Painted):
         return Aim(onward=int(self.classes[row]))
 
 
-class Departures(Painted):
+class Departures(ByClass):
     """Patches that take the pictures of one class away from it, wherever they go: source-specific backdoors.
 
     `classes` are the sources, and there is a change for each that has pictures.  Some classes are never far from another, cats from dogs.
@@ -112,10 +150,10 @@ class Departures(Painted):
 
     kind, usual = "departure", 1.75
 
-    def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator) -> None:
+    def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator, *, lent: Examples | None = None) -> None:
         """classes: (K) the sources."""
         super().__init__(classes, picture, generator)
-        self.goals = classes.clone()  # where most pictures go
+        self.goals, self.lent = classes.clone(), lent  # where most pictures go
 
     def aims(self, which: Tensor, own: Tensor) -> Tensor:
         """(N) the class that most pictures of a source go to."""
@@ -138,7 +176,8 @@ class Departures(Painted):
         self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, count: int, late: Callable[[], bool] = never
     ) -> None:
         """As all; then see where pictures go."""
-        self.descend(network, pictures, own, generator, steps=steps, count=count, late=late)
+        super().search(network, pictures, own, generator, steps=steps, count=count, late=late)
+        pictures, own = self._shown(pictures, own, generator)
         which = torch.arange(len(self.classes), device=self.classes.device).repeat_interleave(4 * count)
         with torch.no_grad():
             index = self.pick(which, own, generator)

@@ -17,6 +17,8 @@ Pictures = Callable[[Tensor], Tensor]
 """(N) which -> (N, C, H, W) of the pictures, each changed a little."""
 Said = Callable[[Tensor], Tensor]
 """(N, C, H, W) pictures in 0..1 -> (N) the classes that they are taken for."""
+Posing = Callable[[Tensor, Tensor], Tensor]
+"""(N, C, H, W) pictures in 0..1, (N) classes -> the pictures, changed a little so that they are taken for these."""
 
 
 MOST_PIXELS = 2**22  # of the pictures that a network is shown at once
@@ -185,10 +187,13 @@ class Targeted(ABC):
         return float(sizes.quantile(0.5) / sizes.min())
 
     @torch.no_grad()
-    def stamp(self, pictures: Pictures, own: Tensor, count: int, generator: torch.Generator, *, said: Said | None = None) -> Stamped:
+    def stamp(
+        self, pictures: Pictures, own: Tensor, count: int, generator: torch.Generator, *, said: Said | None = None, posing: Posing | None = None
+    ) -> Stamped:
         """So many pictures, changed by changes that are drawn for them.
 
-        said: asked for the classes that they are taken for, where `pictures` are so unlike themselves that `own` no longer holds.
+        said: asked for the classes that they are taken for, where `pictures` are so unlike themselves that `own` no longer holds.  posing: makes
+        pictures of a class, for changes to those of one class alone, where there are too few.
         """
         sizes = self.sizes()
         likely = ((sizes.min() / sizes) ** self.sharpness).cpu()

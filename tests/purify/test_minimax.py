@@ -17,11 +17,11 @@ from pipeline.purify.knowledge import Asked, Knowledge, divergence
 from pipeline.purify.minimax import Config, Dose, Mean, astray, harm, stamp
 from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import typical
-from pipeline.purify.variety import joined, varied
 from pipeline.scan import scan
 from pipeline.search.kinds import Config as SearchConfig
 from pipeline.search.patches import Patches, Shifts
 from pipeline.search.targeted import Stamped, Targeted
+from pipeline.search.variety import joined, varied
 from pipeline.search.warps import Warps
 
 
@@ -89,8 +89,9 @@ def test_generators_are_unlearnt_where_nothing_stands_out(
     assert any("trigger for each picture" in note for note in found.notes) == generated and len(found.history) == 3
 
 
-def test_with_few_images_there_are_no_generators() -> None:
-    assert Dose.of(Config(), 100, 10).dynamic == 0 < Dose.of(Config(), 101, 4).dynamic < Dose.of(Config(), 101, 10).dynamic == Config().dynamic
+def test_generators_count_less_with_few_classes_and_few_images_are_ten_a_class() -> None:
+    assert 0 < Dose.of(Config(), 101, 4).dynamic < Dose.of(Config(), 101, 10).dynamic == Dose.of(Config(), 10, 10).dynamic == Config().dynamic
+    assert [Dose.of(Config(), images, 10).few for images in (10, 100, 101)] == [True, True, False]
 
 
 def test_harm_is_of_the_aim_alone() -> None:

@@ -18,6 +18,13 @@ def varied(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return joined(_coloured(_placed(pictures, generator), generator), generator) if len(pictures) else pictures
 
 
+def partly(pictures: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """(N, C, H, W) pictures, each of them varied with probability `share`."""
+    if not share:
+        return pictures
+    return torch.where(some(len(pictures), share, generator).to(pictures.device), varied(pictures, generator), pictures)
+
+
 def joined(x: Tensor, generator: torch.Generator) -> Tensor:
     """(N, C, H, W) pictures, four in ten with a rectangle of the one before, four with up to half of it shining through, two alone.
 
