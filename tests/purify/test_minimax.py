@@ -89,6 +89,25 @@ def test_generators_are_unlearnt_where_nothing_stands_out(
     assert any("trigger for each picture" in note for note in found.notes) == generated and len(found.history) == 3
 
 
+def test_from_few_images_what_leaves_a_class_is_unlearnt_on_pictures_that_pose_as_it(tiny_backdoored: tiny.Backdoored, monkeypatch: pytest.MonkeyPatch) -> None:
+    posed: list[Tensor] = []
+
+    def near(network: Callable[[Tensor], Tensor], x: Tensor, aims: Tensor, steps: int) -> Tensor:
+        posed.append(aims)
+        assert network(x).requires_grad == x.requires_grad and float(x.min()) >= 0, "the network in repair stands still meanwhile"
+        return x
+
+    monkeypatch.setattr(minimax, "CONFIG", Config(steps=2, search=SearchConfig(steps=2)))
+    monkeypatch.setattr(Dose, "weight", lambda dose, one: float(one.kind == "departure"))
+    monkeypatch.setattr(minimax, "near", near)
+    twin, _ = convert(tiny_backdoored.model, tiny_backdoored.reading, scan(tiny_backdoored.model).model)
+    for count, steps in ((8, 2), (80, 0)):
+        images = tiny.shapes(count, seed=5)
+        minimax.minimax(twin, CalibrationSet(images.images, images.labels), seed=0, report=lambda step, total, figures: None)
+        assert len(posed) == steps
+        posed.clear()
+
+
 def test_generators_count_less_with_few_classes_and_few_images_are_ten_a_class() -> None:
     assert 0 < Dose.of(Config(), 101, 4).dynamic < Dose.of(Config(), 101, 10).dynamic == Dose.of(Config(), 10, 10).dynamic == Config().dynamic
     assert [Dose.of(Config(), images, 10).few for images in (10, 100, 101)] == [True, True, False]

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.search.examples import Examples
 from pipeline.search.kinds import Config, search
 from pipeline.search.patches import Departures
-from pipeline.search.pretenders import EACH, EPSILON, pretenders
+from pipeline.search.pretenders import EACH, EPSILON, near, pretenders
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -72,5 +72,15 @@ def test_a_trigger_for_one_class_alone_is_found_on_them() -> None:
     (found,) = search(network, examples, Config(kinds=("departure",)), generator(), lent=made).searches  # type: ignore[arg-type]
     smallest = int(found.sizes().argmin())
     assert isinstance(found, Departures) and (found.aim(smallest).source, found.aim(smallest).target) == (1, 3) and found.outlier > 1.5
-    stamped = found.stamp(lambda index: examples.pictures[index], examples.labels, 64, generator())
-    assert int(stamped.own.mode().values) == 1
+    asked: list[Tensor] = []
+
+    def posing(x: Tensor, aims: Tensor) -> Tensor:
+        asked.append(aims)
+        return near(network.logits, x, aims)
+
+    for stamped in (
+        found.stamp(lambda index: examples.pictures[index], examples.labels, 64, generator()),
+        found.stamp(lambda index: examples.pictures[index], examples.labels, 64, generator(), posing=posing),
+    ):
+        assert int(stamped.own.mode().values) == 1 and not torch.equal(stamped.before, stamped.changed)
+    assert torch.equal(asked[0], stamped.own) and torch.equal(network.logits(stamped.before).argmax(1), stamped.own), "whoever poses is taken for it"
