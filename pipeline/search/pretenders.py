@@ -20,16 +20,17 @@ from pipeline.search.variety import partly
 from pipeline.twin import TorchTwin
 
 EPSILON, STEPS, STRIDE = 4 / 255, 12, 2.5  # of the ball; steps, each of STRIDE ε / steps
-EACH = 40  # pictures a class
+EACH, MOST = 40, 2**26  # pictures a class, and values of all together
 SURE = 0.5  # p(s) that is asked of them
 
 
 def pretenders(twin: TorchTwin, examples: Examples, classes: Tensor, share: float, generator: torch.Generator) -> Examples:
     """Up to `EACH` pictures for each of the classes (K), which are their labels.  share: of them, that is varied before."""
+    each = max(1, min(EACH, MOST // (len(classes) * examples.pictures[0].numel())))
     made: list[Tensor] = []
     labels: list[Tensor] = []
     for target in classes.to(twin.device):
-        x = partly(examples.sample(EACH, 0, generator), share, generator)
+        x = partly(examples.sample(each, 0, generator), share, generator)
         aims = target.expand(len(x))
         pretending = near(twin.logits, x, aims)
         with torch.no_grad():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.search import pretenders as module
 from pipeline.search.examples import Examples
 from pipeline.search.kinds import Config, search
 from pipeline.search.patches import Departures
@@ -54,6 +55,12 @@ def test_they_stay_near_what_they_were_made_of() -> None:
     made = pretenders(network, examples, torch.arange(4), 0.0, generator())  # type: ignore[arg-type]
     near = (made.pictures[:, None] - examples.pictures[None]).abs().amax((2, 3, 4)).min(1).values
     assert float(near.max()) <= EPSILON + 1e-6
+
+
+def test_large_pictures_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Stripes()
+    monkeypatch.setattr(module, "MOST", 4 * 64 * 3)
+    assert len(pretenders(network, few(network), torch.arange(4), 0.0, generator())) == 12  # type: ignore[arg-type]
 
 
 def test_a_class_that_is_out_of_reach_has_none() -> None:
