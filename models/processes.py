@@ -20,6 +20,7 @@ def side_by_side(device: str, workers: int | None = None) -> int:
 def processes(count: int, *, threads: int | None = None) -> ProcessPoolExecutor:
     """So many processes, which end with this one.  threads: of each; by default its share of the cores."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads take the cores from one another, and from whatever else runs here
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what PyTorch asks for to be deterministic on CUDA
     threads = threads or max(1, len(os.sched_getaffinity(0)) // count)
     return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_begin, initargs=(os.getpid(), threads))
 
