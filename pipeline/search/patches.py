@@ -153,7 +153,8 @@ class Departures(ByClass):
     def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator, *, lent: Examples | None = None) -> None:
         """classes: (K) the sources."""
         super().__init__(classes, picture, generator)
-        self.goals, self.lent = classes.clone(), lent  # where most pictures go
+        self.goals = classes.clone()  # where most pictures go
+        self.lent = lent
 
     def aims(self, which: Tensor, own: Tensor) -> Tensor:
         """(N) the class that most pictures of a source go to."""

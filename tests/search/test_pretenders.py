@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from pipeline.search.examples import Examples
 from pipeline.search.kinds import Config, search
 from pipeline.search.patches import Departures
 from pipeline.search.pretenders import EACH, EPSILON, near, pretenders
+from pipeline.twin import TorchTwin
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -22,7 +25,7 @@ class Stripes:
 
     device = torch.device("cpu")
 
-    def __init__(self, reach: float = 4.0) -> None:
+    def __init__(self, reach: float) -> None:
         self.stripes = reach * torch.randn((4, 64), generator=generator(5)).sign()
 
     def logits(self, x: Tensor, weights: object = None) -> Tensor:
@@ -33,7 +36,12 @@ class Stripes:
         return scores + 20 * cornered[:, None] * torch.tensor([0.0, 0, 0, 1])
 
 
-def few(network: Stripes) -> Examples:
+def stripes(reach: float = 4.0) -> TorchTwin:
+    """All of a twin that a search asks."""
+    return cast(TorchTwin, Stripes(reach))
+
+
+def few(network: TorchTwin) -> Examples:
     """One picture a class, or two."""
     x = 0.3 + 0.02 * torch.randn((6, 1, 8, 8), generator=generator(2))
     return Examples(x, network.logits(x).argmax(1), flip=False)
@@ -41,42 +49,42 @@ def few(network: Stripes) -> Examples:
 
 @pytest.mark.parametrize("share", [0.0, 0.75])
 def test_pictures_are_made_to_be_taken_for_each_class(share: float) -> None:
-    network = Stripes()
-    made = pretenders(network, few(network), torch.arange(4), share, generator())  # type: ignore[arg-type]
+    network = stripes()
+    made = pretenders(network, few(network), torch.arange(4), share, generator())
     assert all(0.8 * EACH <= count <= EACH for count in made.labels.bincount().tolist()) and torch.equal(network.logits(made.pictures).argmax(1), made.labels)
     assert float(made.pictures.min()) >= 0 and float(made.pictures.max()) <= 1 and not made.flip
-    again = pretenders(network, few(network), torch.arange(4), share, generator())  # type: ignore[arg-type]
+    again = pretenders(network, few(network), torch.arange(4), share, generator())
     assert torch.equal(made.pictures, again.pictures), "the same under a seed"
 
 
 def test_they_stay_near_what_they_were_made_of() -> None:
-    network = Stripes()
+    network = stripes()
     examples = few(network)
-    made = pretenders(network, examples, torch.arange(4), 0.0, generator())  # type: ignore[arg-type]
+    made = pretenders(network, examples, torch.arange(4), 0.0, generator())
     near = (made.pictures[:, None] - examples.pictures[None]).abs().amax((2, 3, 4)).min(1).values
     assert float(near.max()) <= EPSILON + 1e-6
 
 
 def test_large_pictures_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = Stripes()
+    network = stripes()
     monkeypatch.setattr(module, "MOST", 4 * 64 * 3)
-    assert len(pretenders(network, few(network), torch.arange(4), 0.0, generator())) == 12  # type: ignore[arg-type]
+    assert len(pretenders(network, few(network), torch.arange(4), 0.0, generator())) == 12
 
 
 def test_a_class_that_is_out_of_reach_has_none() -> None:
-    network = Stripes(reach=1e-3)
-    made = pretenders(network, few(network), torch.arange(4), 0.0, generator())  # type: ignore[arg-type]
+    network = stripes(reach=1e-3)
+    made = pretenders(network, few(network), torch.arange(4), 0.0, generator())
     assert len(made) == 0 and made.pictures.shape == (0, 1, 8, 8)
-    found = search(network, few(network), Config(kinds=("departure",)), generator(), lent=made)  # type: ignore[arg-type]
+    found = search(network, few(network), Config(kinds=("departure",)), generator(), lent=made)
     assert not found.searches and found.complete, "nothing is said of leaving a class that no picture is of"
 
 
 def test_a_trigger_for_one_class_alone_is_found_on_them() -> None:
-    network = Stripes()
+    network = stripes()
     examples = few(network)
-    assert not search(network, examples, Config(kinds=("departure",)), generator()).searches, "from so few pictures nothing is searched for"  # type: ignore[arg-type]
-    made = pretenders(network, examples, torch.arange(4), 0.0, generator())  # type: ignore[arg-type]
-    (found,) = search(network, examples, Config(kinds=("departure",)), generator(), lent=made).searches  # type: ignore[arg-type]
+    assert not search(network, examples, Config(kinds=("departure",)), generator()).searches, "from so few pictures nothing is searched for"
+    made = pretenders(network, examples, torch.arange(4), 0.0, generator())
+    (found,) = search(network, examples, Config(kinds=("departure",)), generator(), lent=made).searches
     smallest = int(found.sizes().argmin())
     assert isinstance(found, Departures) and (found.aim(smallest).source, found.aim(smallest).target) == (1, 3) and found.outlier > 1.5
     asked: list[Tensor] = []
