@@ -52,6 +52,8 @@ def purify(
         raise typer.BadParameter(f"there is no method {unknown[0]!r}; there are: {', '.join(METHODS)}", param_hint="--method")
     if unknown := [preset for _, preset in wanted if preset not in ("default", "paper")]:
         raise typer.BadParameter(f"there is no preset {unknown[0]!r}; there are: default, paper", param_hint="--method")
+    if lacking := [folder for folder in [*(victims or []), *(twin or [])] if not (folder / "model.onnx").is_file()]:
+        raise typer.BadParameter(f"{lacking[0]} holds no model.onnx: a folder as `onnx-audit zoo` makes it is needed", param_hint="VICTIMS, --twin")
     jobs = [
         Job(victim=str(victim.resolve()), method=name, preset=preset, images=size, seed=seed)
         for victim in victims or [SHIPPED]

@@ -103,6 +103,13 @@ def test_a_run_that_fails_is_a_row_that_says_why(victim: Path, folder: Path) -> 
     assert (row.acc, row.asr, row.der) == (row.acc_before, row.asr_before, 0.5)
 
 
+@pytest.mark.parametrize("option", [[], ["--twin"]])
+def test_a_folder_that_is_no_victim_is_refused(option: list[str], tmp_path: Path) -> None:
+    """Regression: a traceback."""
+    found = CliRunner().invoke(bench, ["purify", *option, str(tmp_path / "nowhere"), "--method", "clp", "--rows", str(tmp_path / "rows.csv")])
+    assert found.exit_code == 2 and "model.onnx" in found.output and not (tmp_path / "rows.csv").exists()
+
+
 def test_rows_of_another_version_are_not_written_over(folder: Path) -> None:
     rows = folder / "rows.csv"
     rows.write_bytes(to_csv(Row, [row("good")]).replace(b",device", b"").replace(b",cpu,", b","))
