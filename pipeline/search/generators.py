@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -18,32 +19,51 @@ from pipeline.search.patches import bolder
 from pipeline.search.targeted import Network, Pictures, Targeted, never
 
 WIDTH, KERNEL = 8, 5  # channels between the three convolutions, and their side
-COVERED = 0.0  # logit of the opacity at the start: half of the picture, from where targets are found first
 PRICE = 2.0  # λ at the start, of a picture that is covered
-LONGER = 3.0  # times as many steps as other searches take
 STARTS, MOST = 4, 40  # generators for each class, each from another start, and of all classes together
 SAMPLE = 128  # pictures that say how large a generator's triggers are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How generators are searched for.
+
+    covered: logit of the opacity at the start.  longer: times as many steps as other searches take.  more: times as many pictures.  dearer, cheaper: as of
+    any search.
+    """
+
+    covered: float
+    longer: float
+    more: int
+    dearer: float
+    cheaper: float
+
+
+TELL = Course(covered=0.0, longer=3.0, more=1, dearer=1.02, cheaper=1.04)  # from half of the picture: the target's become the smallest
+TEACH = Course(covered=-2.0, longer=5.0, more=2, dearer=1.08, cheaper=1.08)  # from little of it: what is learnt of them carries over to the trigger
+LIKELY = 2  # classes with the smallest, for which such are searched for
 
 
 class Generators(Targeted):
     """(1 - a) x + a p with opacity a and pattern p that three convolutions make of the picture x; the size is the mean of the sum of a, in pixels.
 
-    Any class is within reach of a small network, but of those that begin with half of the picture covered the target's are the smallest, in a network
-    that has forgotten its pictures.  There are several for each class, since one alone hangs much on where it started; their median is its size, and they
-    are drawn alike.
+    Any class is within reach of a small network.  But of those that begin with half of the picture covered the target's are the smallest, in a network
+    that has forgotten its pictures: there are several for each class, since one alone hangs much on where it started, and their median tells.  Those that
+    tell are little like the trigger, so for the likeliest classes others are searched for, that begin almost transparent; these are what is found.
     """
 
     kind = "generated"
     name, unit, rate = "trigger for each picture", "px", 0.003
-    dearer, cheaper = 1.02, 1.04
     enough = 0.95
 
-    def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator) -> None:
+    def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator, course: Course = TELL) -> None:
         """classes: the targets; K is several times as many."""
+        self.course, self.dearer, self.cheaper = course, course.dearer, course.cheaper
         self.starts = max(1, min(STARTS, MOST // len(classes)))
         super().__init__(classes.repeat_interleave(self.starts), picture, generator)
         self.price = PRICE / self.whole
         self.covered = torch.zeros(len(self.classes), device=picture.device)
+        self.told = torch.zeros(len(classes), device=picture.device)  # (classes) what those of each cover
 
     def start(self, k: int, picture: Tensor, generator: torch.Generator) -> list[Tensor]:
         """Kernels and biases of the convolutions, in turn; the last one makes pattern and opacity."""
@@ -51,7 +71,7 @@ class Generators(Targeted):
         for before, after in pairwise((c, WIDTH, WIDTH, c + 1)):
             scale = math.sqrt(2 / (before * KERNEL**2))
             parameters += [scale * torch.randn((k, after, before, KERNEL, KERNEL), generator=generator), torch.zeros(k, after)]
-        parameters[-1][:, -1] = COVERED
+        parameters[-1][:, -1] = self.course.covered
         return parameters
 
     def made(self, pictures: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +107,7 @@ class Generators(Targeted):
         return bolder(pictures, *self.layers(pictures, which), generator)
 
     def sizes(self) -> Tensor:
-        """Pixels that are covered, once they were searched for: by the generators of a class, in the median."""
+        """Pixels that are covered by those that told the class, in the median, once they were searched for."""
         return self.covered
 
     @property
@@ -95,13 +115,31 @@ class Generators(Targeted):
         """All pixels."""
         return float(self.shape[0] * self.shape[1])
 
+    @property
+    def outlier(self) -> float:
+        """Of all classes, the likeliest and the others."""
+        return float(self.told.quantile(0.5) / self.told.min())
+
     def search(
         self, network: Network, pictures: Pictures, own: Tensor, generator: torch.Generator, *, steps: int, count: int, late: Callable[[], bool] = never
     ) -> None:
-        """For longer than others; then see how large they are."""
-        self.descend(network, pictures, own, generator, steps=round(LONGER * steps), count=count, late=late)
-        of_each = self._covered(pictures, own, generator).view(-1, self.starts)
-        self.covered = of_each.quantile(0.5, dim=1, keepdim=True).expand_as(of_each).flatten()
+        """Tell the classes; then go on with the likeliest."""
+
+        def descend(one: Generators) -> None:
+            course = one.course
+            one.descend(network, pictures, own, generator, steps=round(course.longer * steps), count=course.more * count, late=late)
+
+        descend(self)
+        if late() or self.broken:
+            return
+        sizes = self._covered(pictures, own, generator).view(-1, self.starts).quantile(0.5, dim=1)
+        likely = sizes.argsort()[:LIKELY]
+        teachers = Generators(self.classes[:: self.starts][likely], torch.zeros((1, self.channels, *self.shape), device=own.device), generator, TEACH)
+        descend(teachers)
+        self.told = sizes
+        self.classes, self.parameters, self.starts = teachers.classes, teachers.parameters, teachers.starts
+        self.reached, self.lost, self.broken = teachers.reached, teachers.lost, teachers.broken
+        self.covered = sizes[likely].repeat_interleave(teachers.starts)
 
     @torch.no_grad()
     def _covered(self, pictures: Pictures, own: Tensor, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from pipeline.scan import scan
 from pipeline.search import targeted
 from pipeline.search.additions import Additions, Faint
 from pipeline.search.examples import Examples
-from pipeline.search.generators import STARTS, Generators
+from pipeline.search.generators import LIKELY, STARTS, Generators
 from pipeline.search.kinds import EVERY, Config, search
 from pipeline.search.patches import Departures, Patches, Shifts
 from pipeline.search.targeted import Targeted
@@ -219,6 +219,8 @@ def inverted(x: Tensor) -> Tensor:
 
 def test_a_trigger_for_each_picture_is_made_by_a_generator() -> None:
     found = searched(Generators(torch.arange(4), EMPTY, generator()), inverted)
+    assert int(found.told.argmin()) == 2 and len(found.told) == 4
+    assert len(found.classes) == LIKELY * STARTS, "others are searched for, to the likeliest classes alone"
     rows = (found.classes == 2).nonzero()[:, 0]
     assert len(rows) == STARTS and found.aim(int(rows[0])).target == 2
     x = 0.6 * torch.rand((64, 1, 8, 8), generator=generator(7))
@@ -229,9 +231,9 @@ def test_a_trigger_for_each_picture_is_made_by_a_generator() -> None:
     assert float(there) > max(0.8, float(crossed) + 0.1), "another trigger for each picture"
     assert float(own.min()) >= 0 and float(own.max()) <= 1
     stamped = found.stamp(lambda index: x[index], torch.zeros(64, dtype=torch.int64), 64, generator())
-    assert int(stamped.aims.mode().values) == 2, "the target is what most are made for"
+    assert float((stamped.aims == 2).float().mean()) > 0.25, "the smaller, the more are made; two classes are nearly alike here"
     assert not torch.equal(found.vary(x, best, generator()), own)
-    sizes = found.sizes().view(4, STARTS)
+    sizes = found.sizes().view(LIKELY, STARTS)
     assert torch.equal(sizes, sizes[:, :1].expand_as(sizes)), "those of a class are drawn alike"
 
 
