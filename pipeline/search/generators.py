@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.search.patches import bolder
-from pipeline.search.targeted import Network, Pictures, Targeted, never
+from pipeline.search.patches import Overlaid
+from pipeline.search.targeted import Network, Pictures, never
 
 WIDTH, KERNEL = 8, 5  # channels between the three convolutions, and their side
 PRICE = 2.0  # λ at the start, of a picture that is covered
@@ -44,8 +44,8 @@ TEACH = Course(covered=-2.0, longer=5.0, more=2, dearer=1.08, cheaper=1.08)  # f
 LIKELY = 2  # classes with the smallest, for which such are searched for
 
 
-class Generators(Targeted):
-    """(1 - a) x + a p with opacity a and pattern p that three convolutions make of the picture x; the size is the mean of the sum of a, in pixels.
+class Generators(Overlaid):
+    """(1 - a) x + a p, with a and p that three convolutions make of the picture x; the size is the mean of the sum of a, in pixels.
 
     Any class is within reach of a small network.  But of those that begin with half of the picture covered the target's are the smallest, in a network
     that has forgotten its pictures: there are several for each class, since one alone hangs much on where it started, and their median tells.  Those that
@@ -53,7 +53,7 @@ class Generators(Targeted):
     """
 
     kind = "generated"
-    name, unit, rate = "trigger for each picture", "px", 0.003
+    name, rate = "trigger for each picture", 0.003
     enough = 0.95
 
     def __init__(self, classes: Tensor, picture: Tensor, generator: torch.Generator, course: Course = TELL) -> None:
@@ -91,29 +91,15 @@ class Generators(Targeted):
         opacity, pattern = (torch.cat([part[0] for part in parts])[places] for parts in zip(*every, strict=True))
         return opacity, pattern
 
-    def change(self, pictures: Tensor, which: Tensor) -> Tensor:
-        """Paint what the generators make of the pictures."""
-        opacity, pattern = (made.sigmoid() for made in self.layers(pictures, which))
-        return pictures + opacity * (pattern - pictures)
-
     def measured(self, pictures: Tensor, which: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The changed pictures, and how much of these is covered."""
         x = pictures.reshape(len(rows), -1, *pictures.shape[1:])
         opacity, pattern = (made.sigmoid() for made in self.made(x, rows))
         return (x + opacity * (pattern - x)).flatten(0, 1), opacity.sum((2, 3, 4)).mean(1)
 
-    def vary(self, pictures: Tensor, which: Tensor, generator: torch.Generator) -> Tensor:
-        """Paint with other edges and another contrast."""
-        return bolder(pictures, *self.layers(pictures, which), generator)
-
     def sizes(self) -> Tensor:
         """Pixels that are covered by those that told the class, in the median, once they were searched for."""
         return self.covered
-
-    @property
-    def whole(self) -> float:
-        """All pixels."""
-        return float(self.shape[0] * self.shape[1])
 
     @property
     def outlier(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from copy import copy
 
@@ -18,34 +19,53 @@ SHIFT = 1  # pixels, of pictures that are lent, at most
 EDGE, STEEPNESS, CONTRAST = (-2.0, 0.5), (1.0, 4.0), (1.0, 3.0)  # of a patch that is varied: of the logits of its opacity, and of its pattern
 
 
-class Painted(Targeted):
-    """(1 - a) x + a p: opacity a (K, 1, H, W) and pattern p (K, C, H, W), both in 0..1; the size is the sum of a, in pixels."""
+class Overlaid(Targeted):
+    """(1 - a) x + a p, with an opacity a and a pattern p in 0..1; the size is the sum of a, in pixels."""
 
-    name, unit, price, rate = "patch", "px", 0.02, 0.15
+    unit = "px"
+
+    @abstractmethod
+    def layers(self, pictures: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of opacity (N, 1, H, W) and pattern (N, C, H, W), of change `which[i]` for picture i."""
+
+    def change(self, pictures: Tensor, which: Tensor) -> Tensor:
+        """Paint over the pictures."""
+        opacity, pattern = (made.sigmoid() for made in self.layers(pictures, which))
+        return pictures + opacity * (pattern - pictures)
+
+    def vary(self, pictures: Tensor, which: Tensor, generator: torch.Generator) -> Tensor:
+        """Paint with other edges and another contrast."""
+        return bolder(pictures, *self.layers(pictures, which), generator)
+
+    @property
+    def whole(self) -> float:
+        """All pixels."""
+        return float(self.shape[0] * self.shape[1])
+
+
+class Painted(Overlaid):
+    """The same a (K, 1, H, W) and p (K, C, H, W) on all pictures."""
+
+    name, price, rate = "patch", 0.02, 0.15
 
     def start(self, k: int, picture: Tensor, generator: torch.Generator) -> list[Tensor]:
         """Logits of opacity and pattern: almost transparent."""
         _, c, height, width = picture.shape
         return [0.1 * torch.randn((k, 1, height, width), generator=generator) - 3.0, 0.5 * torch.randn((k, c, height, width), generator=generator)]
 
+    def layers(self, pictures: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the patches."""
+        opacity, pattern = (parameter[which] for parameter in self.parameters)
+        return opacity, pattern
+
     def change(self, pictures: Tensor, which: Tensor) -> Tensor:
-        """Paint the patches."""
+        """Paint the patches, each of which is made once, and not for each picture."""
         opacity, pattern = (parameter.sigmoid()[which] for parameter in self.parameters)
         return pictures + opacity * (pattern - pictures)
-
-    def vary(self, pictures: Tensor, which: Tensor, generator: torch.Generator) -> Tensor:
-        """Paint them with other edges and another contrast."""
-        opacity, pattern = (parameter[which] for parameter in self.parameters)
-        return bolder(pictures, opacity, pattern, generator)
 
     def sizes(self) -> Tensor:
         """Pixels that are covered."""
         return self.parameters[0].sigmoid().sum((1, 2, 3))
-
-    @property
-    def whole(self) -> float:
-        """All pixels."""
-        return float(self.shape[0] * self.shape[1])
 
 
 def bolder(pictures: Tensor, opacity: Tensor, pattern: Tensor, generator: torch.Generator) -> Tensor:
