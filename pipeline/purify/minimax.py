@@ -22,6 +22,8 @@ Beside the submitted network a second one is asked, which has forgotten its pict
          Where nothing stands out, small networks that make a trigger for each picture are searched for in the forgetful network (generators.py).
          From few images, what differs by class is searched for on pictures that are made to be of each (pretenders.py), and unlearnt on
          pictures that the network in repair is made to take for one, again in each step.
+         From few images, each picture under Δ is that one of several which the network in repair is still surest to take for t: a picture that Δ no longer
+         leads astray teaches nothing, and of ten images most soon are such.
 H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.  Only of a patch
          that sends each picture s classes on that is asked, by D(f(Δ(x); θ), g): else the picture is taken for any third class.
 c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few tried on a picture, the one that the forgetful network and
@@ -59,7 +61,7 @@ from pipeline.search.kinds import CONFIG as SEARCH
 from pipeline.search.kinds import Config as SearchConfig
 from pipeline.search.kinds import search
 from pipeline.search.pretenders import near, pretenders
-from pipeline.search.targeted import Kind, Pictures, Posing, Said, Stamped, Targeted
+from pipeline.search.targeted import Kind, Network, Pictures, Posing, Said, Stamped, Targeted
 from pipeline.search.variety import joined, varied
 from pipeline.twin import TorchTwin
 
@@ -76,8 +78,9 @@ class Config:
     steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each; shared: those for which ε is
     sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to half of it with half of `images`; joined: of
     the others, the share that is mixed with one another.  features: what their distance counts in D.  rate: of Adam, a share of a weight's
-    typical size.  kappa κ; rho ρ; nu ν.  All these are with `images` or more; see Dose for fewer.  most: the largest w.  With more than `few`
-    images a class it is half of that, but for warps, and less with less than ten classes, among which one stands out by chance.  dynamic: w of
+    typical size.  kappa κ; rho ρ; nu ν.  All these are with `images` or more; see Dose for fewer.  most: the largest w, of
+    warps and, with up to `few` images a class, of what leaves a class; of other kinds half of that and, with more images, less with less than ten classes,
+    among which one stands out by chance.  dynamic: w of
     generators where nothing stands out at all; it falls to 0 where something has w = 1.  seen: pictures for each of them and step.  poses: steps
     that a picture is changed by to pose as one of a class.  search: how
     changes are searched for.  views: places that the submitted network is asked from.  averaged: the share of the steps, at the end, whose
@@ -104,6 +107,7 @@ class Config:
     dynamic: float = 3.0
     seen: int = 8
     poses: int = 5
+    hardest: int = 4
     search: SearchConfig = SEARCH
     views: int = 4
     averaged: float = 0.4
@@ -117,17 +121,20 @@ CONFIG = Config()
 class Dose:
     """What Config comes to with a number of images.
 
-    few: whether there are so few that pictures are made for what needs more (pretenders.py).  varied: the share of a batch, and of the pictures that Δ is
-    made to, that is varied.  most: the largest w, and bent: of a warp.  The others are as in Config.
+    few: whether there are so few that pictures are made for what needs more (pretenders.py).  hardest: of so many pictures under Δ one is chosen.  varied:
+    the share of a batch, and of the pictures that Δ is made to, that is varied.  most: the largest w, bent: of a warp, away: of what leaves a class.  The
+    others are as in Config.
     """
 
     few: bool
+    hardest: int
     varied: float
     rate: float
     rho: float
     nu: float
     most: float
     bent: float
+    away: float
     dynamic: float
 
     @classmethod
@@ -135,20 +142,24 @@ class Dose:
         """For so many images of a network with so many classes."""
         plenty = min(1.0, images / config.images)
         few = images <= config.few * classes
+        most = config.most * (0.5 if few else min(0.5, (classes - 1) / 18))
         return cls(
             few=few,
+            hardest=config.hardest if few else 1,
             varied=config.varied * max(0.5, 1 - plenty),
             rate=config.rate * plenty**0.25,
             rho=config.rho * plenty**0.125,
             nu=config.nu * plenty**0.25,
-            most=config.most * (1 if few else min(0.5, (classes - 1) / 18)),
+            most=most,
             bent=config.most,
+            away=config.most if few else most,
             dynamic=config.dynamic * min(1.0, (classes - 1) / 9),
         )
 
     def weight(self, one: Targeted) -> float:
-        """w of a search: 0 where no class stands out, 1 where one needs half of what the others do, and `most`, or of a warp `bent`, at most."""
-        return min(self.bent if one.kind == "warp" else self.most, max(0.0, one.outlier / one.usual - 1) ** 2)
+        """w of a search: 0 where no class stands out, 1 where one needs half of what the others do, and as much as its kind may have at most."""
+        most = {"warp": self.bent, "departure": self.away}.get(one.kind, self.most)
+        return min(most, max(0.0, one.outlier / one.usual - 1) ** 2)
 
 
 def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: Report) -> Purified:
@@ -190,9 +201,11 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     def said_of(x: Tensor) -> Tensor:
         return twin.logits(x).argmax(1)
 
+    def repaired(x: Tensor) -> Tensor:
+        return twin.logits(x, {name: weight.detach() for name, weight in weights.items()})
+
     def posing(x: Tensor, aims: Tensor) -> Tensor:
-        now = {name: weight.detach() for name, weight in weights.items()}
-        return near(lambda x: twin.logits(x, now), x, aims, config.poses)
+        return near(repaired, x, aims, config.poses)
 
     history = History(report, config.steps)
     for step in range(config.steps):
@@ -202,7 +215,7 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         said = goal.answers.argmax(1)
         some = torch.arange(config.corrupted, device=x.device) % config.batch
         worst = trials(twin, weights, x[some], goal.answers[some], generator, critic=critic)
-        stamped = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of, posing=posing)
+        stamped = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of, posing=posing, judge=repaired, tries=dose.hardest)
         deceived = adversarial(twin, weights, x[: config.shared], said[: config.shared], config.ascent, generator, submitted=critic)
         wrong = said_of(deceived)
         answers = asked(torch.cat([x, worst, stamped.changed, deceived]), weights)
@@ -281,14 +294,21 @@ def stamp(
     *,
     said: Said,
     posing: Posing | None = None,
+    judge: Network | None = None,
+    tries: int = 1,
 ) -> Stamped:
-    """So many pictures, a share of them for each search, changed; own: (M) the classes that all the pictures are taken for."""
+    """So many pictures, a share of them for each search, changed; own: (M) the classes that all the pictures are taken for.
+
+    judge: a network, and then each of them is of `tries` the one that it is led astray by most.
+    """
     ends = [round(count * sum(shares[: row + 1])) for row in range(len(searches))]
-    parts = [
-        one.stamp(pictures, own, end - start, generator, said=said, posing=posing)
-        for one, start, end in zip(searches, [0, *ends], ends, strict=False)
-        if end > start
-    ]
+
+    def stamped(one: Targeted, count: int) -> Stamped:
+        if judge is None or tries == 1:
+            return one.stamp(pictures, own, count, generator, said=said, posing=posing)
+        return one.stamp(pictures, own, tries * count, generator, said=said, posing=posing).hardest(count, judge)
+
+    parts = [stamped(one, end - start) for one, start, end in zip(searches, [0, *ends], ends, strict=False) if end > start]
     if not parts:
         none = own[:0]
         return Stamped(pictures(none.cpu()), pictures(none.cpu()), none, none, none.bool())

@@ -71,6 +71,16 @@ class Stamped:
         """All of them, of one or more."""
         return cls(*(torch.cat([getattr(part, one.name) for part in parts]) for one in fields(cls)))
 
+    def at(self, index: Tensor) -> Stamped:
+        """Those at `index`."""
+        return Stamped(*(getattr(self, one.name)[index] for one in fields(self)))
+
+    @torch.no_grad()
+    def hardest(self, count: int, network: Network) -> Stamped:
+        """Those `count` that the network is surest to take for the class that they are led to, and that are not of it."""
+        sure = network(self.changed).log_softmax(1).gather(1, self.aims[:, None])[:, 0]
+        return self.at(torch.where(self.own == self.aims, float("-inf"), sure).topk(count).indices)
+
 
 class Targeted(ABC):
     """For each class, the smallest change of one kind that sends all pictures there (Neural Cleanse, Wang et al., S&P 2019, equation 3).

@@ -67,6 +67,27 @@ def test_no_search_has_a_share_when_nothing_stands_out() -> None:
     assert len(some.changed) == len(some.aims) == len(some.own) == 8
 
 
+def test_of_several_pictures_that_one_is_unlearnt_which_is_led_astray_most() -> None:
+    x = torch.rand((64, 1, 4, 4), generator=generator())
+    searches: list[Targeted] = [Patches(torch.tensor([1]), x[:1], generator())]
+
+    def bright(x: Tensor) -> Tensor:  # the brighter a picture is, the surer it is of class 1
+        return torch.stack([torch.zeros(len(x)), 20 * (x.mean((1, 2, 3)) - 0.5)], 1)
+
+    def said(x: Tensor) -> Tensor:
+        return (x[:, 0, 0, 0] > 0.5).long()
+
+    drawn = stamp(searches, [1.0], 64, lambda index: x[index], torch.zeros(64).long(), generator(1), said=said)
+    chosen = stamp(searches, [1.0], 16, lambda index: x[index], torch.zeros(64).long(), generator(1), said=said, judge=bright, tries=4)
+    sure = bright(drawn.changed)[:, 1][drawn.own == 0].sort(descending=True).values
+    assert len(chosen.changed) == 16 and torch.equal(bright(chosen.changed)[:, 1], sure[:16]), "of those alone that are not of the class already"
+    assert torch.equal(chosen.own, said(chosen.before)) and set(chosen.aims.tolist()) == {1}
+
+
+def test_the_hardest_pictures_are_chosen_from_few_images_alone() -> None:
+    assert Dose.of(Config(), 100, 10).hardest == Config().hardest > 1 and Dose.of(Config(), 101, 10).hardest == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "size", "weight"),
     [(Patches, 10.0, 0.0), (Patches, 8.0, 0.0625), (Patches, 5.0, 1.0), (Patches, 4.0, 2.25), (Patches, 1.0, 3.0), (Warps, 1.0, 6.0)],
