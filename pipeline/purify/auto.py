@@ -27,8 +27,8 @@ from pipeline.images import CalibrationSet, LabelledImages, split
 from pipeline.purify import History, Purified, Purifier, Report
 from pipeline.purify.awm import awm
 from pipeline.purify.clp import clp
+from pipeline.purify.dose import CONFIG
 from pipeline.purify.fine_pruning import fine_pruning
-from pipeline.purify.minimax import CONFIG
 from pipeline.purify.sau import sau
 from pipeline.purify.trials import Trials
 from pipeline.search.examples import Examples, accuracy

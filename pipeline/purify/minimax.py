@@ -41,125 +41,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import StageFailed
 from pipeline.images import CalibrationSet
 from pipeline.purify import History, Purified, Report, arrays
-from pipeline.purify.forgetting import forgetful
+from pipeline.purify.dose import CONFIG, Dose
 from pipeline.purify.knowledge import Asked, Knowledge, divergence
-from pipeline.purify.sau import Config as Ascent
 from pipeline.purify.sau import adversarial
+from pipeline.purify.shortcuts import short_cuts
 from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import typical, variables
 from pipeline.search.examples import Examples, classes_of
-from pipeline.search.generators import Generators
-from pipeline.search.kinds import CONFIG as SEARCH
-from pipeline.search.kinds import Config as SearchConfig
-from pipeline.search.kinds import search
-from pipeline.search.pretenders import near, pretenders
-from pipeline.search.targeted import Kind, Network, Pictures, Posing, Said, Stamped, Targeted
+from pipeline.search.pretenders import near
+from pipeline.search.targeted import Network, Pictures, Posing, Said, Stamped, Targeted
 from pipeline.search.variety import joined, varied
 from pipeline.twin import TorchTwin
-
-ASCENT = Ascent(ascents=3)
-# What is sought in the forgetful network, and how long.
-SOUGHT: tuple[tuple[Kind, float], ...] = (("patch", 1.0), ("warp", 1.5), ("warp", 1.5), ("faint", 1.0), ("departure", 2.0))
-USUAL: dict[Kind, float] = {"patch": 1.75, "warp": 2.0, "faint": 2.0, "departure": 1.5}  # `outlier` of clean networks that have forgotten their pictures
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings.
-
-    steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each; shared: those for which ε is
-    sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to half of it with half of `images`; joined: of
-    the others, the share that is mixed with one another.  features: what their distance counts in D.  rate: of Adam, a share of a weight's
-    typical size.  kappa κ; rho ρ; nu ν.  All these are with `images` or more; see Dose for fewer.  most: the largest w, of
-    warps and, with up to `few` images a class, of what leaves a class; of other kinds half of that and, with more images, less with less than ten classes,
-    among which one stands out by chance.  dynamic: w of
-    generators where nothing stands out at all; it falls to 0 where something has w = 1.  seen: pictures for each of them and step.  poses: steps
-    that a picture is changed by to pose as one of a class.  search: how
-    changes are searched for.  views: places that the submitted network is asked from.  averaged: the share of the steps, at the end, whose
-    weights are averaged.
-    """
-
-    steps: int = 150
-    batch: int = 64
-    corrupted: int = 64
-    tries: int = 8
-    shared: int = 32
-    ascent: Ascent = ASCENT
-    joined: float = 0.5
-    varied: float = 0.75
-    features: float = 3.0
-    rate: float = 0.04
-    images: int = 500
-    warm_up: int = 10
-    kappa: float = 6.0
-    rho: float = 1.0
-    nu: float = 0.5
-    most: float = 6.0
-    few: int = 10
-    dynamic: float = 3.0
-    seen: int = 8
-    poses: int = 5
-    hardest: int = 4
-    search: SearchConfig = SEARCH
-    views: int = 4
-    averaged: float = 0.4
-    crop: int = 3
-
-
-CONFIG = Config()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dose:
-    """What Config comes to with a number of images.
-
-    few: whether there are so few that pictures are made for what needs more (pretenders.py).  hardest: of so many pictures under Δ one is chosen.  varied:
-    the share of a batch, and of the pictures that Δ is made to, that is varied.  most: the largest w, bent: of a warp, away: of what leaves a class.  The
-    others are as in Config.
-    """
-
-    few: bool
-    hardest: int
-    varied: float
-    rate: float
-    rho: float
-    nu: float
-    most: float
-    bent: float
-    away: float
-    dynamic: float
-
-    @classmethod
-    def of(cls, config: Config, images: int, classes: int) -> Dose:
-        """For so many images of a network with so many classes."""
-        plenty = min(1.0, images / config.images)
-        few = images <= config.few * classes
-        most = config.most * (0.5 if few else min(0.5, (classes - 1) / 18))
-        return cls(
-            few=few,
-            hardest=config.hardest if few else 1,
-            varied=config.varied * max(0.5, 1 - plenty),
-            rate=config.rate * plenty**0.25,
-            rho=config.rho * plenty**0.125,
-            nu=config.nu * plenty**0.25,
-            most=most,
-            bent=config.most,
-            away=config.most if few else most,
-            dynamic=config.dynamic * min(1.0, (classes - 1) / 9),
-        )
-
-    def weight(self, one: Targeted) -> float:
-        """w of a search: 0 where no class stands out, 1 where one needs half of what the others do, and as much as its kind may have at most."""
-        most = {"warp": self.bent, "departure": self.away}.get(one.kind, self.most)
-        return min(most, max(0.0, one.outlier / one.usual - 1) ** 2)
 
 
 def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: Report) -> Purified:
@@ -169,20 +68,7 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     with torch.no_grad():
         classes = twin.logits(examples.pictures[:1]).shape[1]
     dose = Dose.of(config, len(examples), classes=classes)
-    lent = pretenders(twin, examples, torch.randperm(classes, generator=generator)[: config.search.most_classes], dose.varied, generator) if dose.few else None
-    found = search(twin, examples, config.search, generator, lent=lent)
-    critic = forgetful(twin, examples, dose.varied, generator)
-    searches = sharper(found.searches, shortest(critic, examples, config, generator, lent), dose)
-    if not searches:
-        raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
-    worth = [dose.weight(one) for one in searches]
-    if (left := dose.dynamic * (1 - max(worth) ** 2)) > 0:  # nothing stands out: if there is a trigger, it may be another one for each picture
-        thorough = replace(config.search, kinds=("generated",), pictures=config.seen, varied=dose.varied if dose.few else 0.0)
-        generated = search(critic, examples, thorough, generator).searches
-        searches, worth = searches + generated, worth + [left for _ in generated]
-    each = torch.tensor(worth)
-    w = float(each.max())
-    shares = (each / each.sum()).tolist() if w else worth
+    cuts = short_cuts(twin, examples, config, dose, generator)
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     optimizer = torch.optim.Adam([{"params": [weight], "lr": dose.rate * typical(weight)} for weight in weights.values()])
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -214,9 +100,9 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         goal = asked.from_several_places(x, config.views if examples.flip else 1)
         said = goal.answers.argmax(1)
         some = torch.arange(config.corrupted, device=x.device) % config.batch
-        worst = trials(twin, weights, x[some], goal.answers[some], generator, critic=critic)
-        stamped = stamp(searches, shares, config.batch, backgrounds, own, generator, said=said_of, posing=posing, judge=repaired, tries=dose.hardest)
-        deceived = adversarial(twin, weights, x[: config.shared], said[: config.shared], config.ascent, generator, submitted=critic)
+        worst = trials(twin, weights, x[some], goal.answers[some], generator, critic=cuts.critic)
+        stamped = stamp(cuts.searches, cuts.shares, config.batch, backgrounds, own, generator, said=said_of, posing=posing, judge=repaired, tries=dose.hardest)
+        deceived = adversarial(twin, weights, x[: config.shared], said[: config.shared], config.ascent, generator, submitted=cuts.critic)
         wrong = said_of(deceived)
         answers = asked(torch.cat([x, worst, stamped.changed, deceived]), weights)
         clean, corrupted, there, fooled = answers.split([len(x), len(some), len(stamped.changed), len(deceived)])
@@ -226,7 +112,7 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
             "shared": harm(fooled.answers, wrong, said[: len(wrong)]),
             "stamped": astray(there, stamped, asked, config.features),
         }
-        loss = config.kappa * losses["clean"] + dose.rho * losses["corrupted"] + dose.nu * losses["shared"] + w * losses["stamped"]
+        loss = config.kappa * losses["clean"] + dose.rho * losses["corrupted"] + dose.nu * losses["shared"] + cuts.weight * losses["stamped"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -234,39 +120,8 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         if step >= config.steps * (1 - config.averaged):
             mean.add(weights)
         history.add(loss=loss.item(), **{f"loss_{name}": value.item() for name, value in losses.items()})
-    differences, hypotheses = suspects(found.searches, examples.pictures)
-    notes = found.notes + [forgotten(one) for one, its in zip(searches, worth, strict=True) if one not in found.searches and its]
-    return Purified(arrays(mean.weights), {}, differences.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, notes)
-
-
-def shortest(critic: TorchTwin, examples: Examples, config: Config, generator: torch.Generator, lent: Examples | None) -> list[Targeted]:
-    """The smallest changes of the forgetful network: little else is left in it than short cuts, and some stand out more."""
-    found = [
-        one
-        for kind, steps in SOUGHT
-        if kind != "departure" or lent is not None
-        for one in search(critic, examples, replace(config.search, kinds=(kind,), steps=round(steps * config.search.steps)), generator, lent=lent).searches
-    ]
-    for one in found:
-        one.usual = USUAL[one.kind]
-    return found
-
-
-def sharper(searches: list[Targeted], others: list[Targeted], dose: Dose) -> list[Targeted]:
-    """Of each kind the search in which more stands out, or the first of two that are alike: what the forgetful network falls for is less than a trigger."""
-    best = {one.kind: one for one in searches}
-    for other in others:
-        if other.kind not in best or dose.weight(other) > dose.weight(best[other.kind]):
-            best[other.kind] = other
-    return list(best.values())
-
-
-def forgotten(one: Targeted) -> str:
-    """What is to be said of a search in the forgetful network."""
-    if isinstance(one, Generators):
-        return "no change stands out by much, so small networks that make a trigger for each picture were unlearnt too"
-    smallest = one.aim(int(one.sizes().argmin()))
-    return f"in a copy that has forgotten its pictures, the {one.name} {smallest} stands out: the median is {one.outlier:.1f} times as large"
+    differences, hypotheses = cuts.suspects(examples.pictures)
+    return Purified(arrays(mean.weights), {}, differences.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, cuts.notes)
 
 
 @dataclass
@@ -330,14 +185,3 @@ def harm(answers: Tensor, aims: Tensor, own: Tensor) -> Tensor:
     others = answers.scatter(1, aims[:, None], float("-inf")).logsumexp(1)  # log(1 - p), however close p is to 1
     judged = (own != aims).float()
     return -(others * judged).sum() / judged.sum().clamp(min=1)
-
-
-def suspects(searches: list[Targeted], pictures: Tensor, most: int = 10) -> tuple[Tensor, list[str]]:
-    """(K, C, H, W) what the smallest changes add to pictures, smallest first within a kind, the kind that stands out most first; and their names."""
-    found, names = [], []
-    for one in sorted(searches, key=lambda one: -one.outlier):
-        sizes = one.sizes().detach()
-        order = sizes.argsort()[: most // len(searches)]
-        found.append(one.differences(pictures[:64])[order])
-        names += [f"{one.aim(int(row))}: {one.name} of {float(sizes[row]):.1f} {one.unit}" for row in order]
-    return torch.cat(found) if found else torch.zeros_like(pictures[:0]), names

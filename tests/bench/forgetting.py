@@ -17,8 +17,8 @@ from torch import Tensor
 from models.comparison import Victim
 from pipeline.convert.to_torch import convert
 from pipeline.images import CalibrationSet
+from pipeline.purify.dose import CONFIG, Dose
 from pipeline.purify.forgetting import forgetful
-from pipeline.purify.minimax import CONFIG, Dose
 from pipeline.search.examples import Examples
 from pipeline.twin import TorchTwin
 

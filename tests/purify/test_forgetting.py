@@ -12,8 +12,10 @@ from torch import Tensor
 from pipeline.config import read_spec
 from pipeline.convert.to_torch import convert
 from pipeline.images import CalibrationSet, HoldoutSet, LabelledImages, read, split
+from pipeline.purify.dose import Config, Dose
 from pipeline.purify.forgetting import forgetful
-from pipeline.purify.minimax import Config, Dose, forgotten, sharper, stamp
+from pipeline.purify.minimax import stamp
+from pipeline.purify.shortcuts import forgotten, sharper
 from pipeline.purify.trials import Trials
 from pipeline.scan import scan
 from pipeline.search.examples import Examples

@@ -19,7 +19,7 @@ from pipeline.convert.write_back import write_back
 from pipeline.evaluate.session import Classifier
 from pipeline.images import CalibrationSet, read
 from pipeline.purify import methods
-from pipeline.purify.minimax import CONFIG
+from pipeline.purify.dose import CONFIG
 from pipeline.scan import scan
 
 

@@ -13,8 +13,9 @@ from pipeline.convert.to_torch import convert
 from pipeline.images import CalibrationSet
 from pipeline.purify import minimax
 from pipeline.purify.corruptions import KINDS, Kind
+from pipeline.purify.dose import Config, Dose
 from pipeline.purify.knowledge import Asked, Knowledge, divergence
-from pipeline.purify.minimax import Config, Dose, Mean, astray, harm, stamp
+from pipeline.purify.minimax import Mean, astray, harm, stamp
 from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import typical
 from pipeline.scan import scan

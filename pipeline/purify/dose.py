@@ -1,0 +1,103 @@
+"""Settings of ours (minimax.py), and what they come to with a number of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.purify.sau import Config as Ascent
+from pipeline.search.kinds import CONFIG as SEARCH
+from pipeline.search.kinds import Config as SearchConfig
+from pipeline.search.targeted import Targeted
+
+ASCENT = Ascent(ascents=3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings.
+
+    steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each; shared: those for which ε is
+    sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to half of it with half of `images`; joined: of
+    the others, the share that is mixed with one another.  features: what their distance counts in D.  rate: of Adam, a share of a weight's
+    typical size.  kappa κ; rho ρ; nu ν.  All these are with `images` or more; see Dose for fewer.  most: the largest w, of
+    warps and, with up to `few` images a class, of what leaves a class; of other kinds half of that and, with more images, less with less than ten classes,
+    among which one stands out by chance.  dynamic: w of
+    generators where nothing stands out at all; it falls to 0 where something has w = 1.  seen: pictures for each of them and step.  poses: steps
+    that a picture is changed by to pose as one of a class.  search: how
+    changes are searched for.  views: places that the submitted network is asked from.  averaged: the share of the steps, at the end, whose
+    weights are averaged.
+    """
+
+    steps: int = 150
+    batch: int = 64
+    corrupted: int = 64
+    tries: int = 8
+    shared: int = 32
+    ascent: Ascent = ASCENT
+    joined: float = 0.5
+    varied: float = 0.75
+    features: float = 3.0
+    rate: float = 0.04
+    images: int = 500
+    warm_up: int = 10
+    kappa: float = 6.0
+    rho: float = 1.0
+    nu: float = 0.5
+    most: float = 6.0
+    few: int = 10
+    dynamic: float = 3.0
+    seen: int = 8
+    poses: int = 5
+    hardest: int = 4
+    search: SearchConfig = SEARCH
+    views: int = 4
+    averaged: float = 0.4
+    crop: int = 3
+
+
+CONFIG = Config()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dose:
+    """What Config comes to with a number of images.
+
+    few: whether there are so few that pictures are made for what needs more (pretenders.py).  hardest: of so many pictures under Δ one is chosen.  varied:
+    the share of a batch, and of the pictures that Δ is made to, that is varied.  most: the largest w, bent: of a warp, away: of what leaves a class.  The
+    others are as in Config.
+    """
+
+    few: bool
+    hardest: int
+    varied: float
+    rate: float
+    rho: float
+    nu: float
+    most: float
+    bent: float
+    away: float
+    dynamic: float
+
+    @classmethod
+    def of(cls, config: Config, images: int, classes: int) -> Dose:
+        """For so many images of a network with so many classes."""
+        plenty = min(1.0, images / config.images)
+        few = images <= config.few * classes
+        most = config.most * (0.5 if few else min(0.5, (classes - 1) / 18))
+        return cls(
+            few=few,
+            hardest=config.hardest if few else 1,
+            varied=config.varied * max(0.5, 1 - plenty),
+            rate=config.rate * plenty**0.25,
+            rho=config.rho * plenty**0.125,
+            nu=config.nu * plenty**0.25,
+            most=most,
+            bent=config.most,
+            away=config.most if few else most,
+            dynamic=config.dynamic * min(1.0, (classes - 1) / 9),
+        )
+
+    def weight(self, one: Targeted) -> float:
+        """w of a search: 0 where no class stands out, 1 where one needs half of what the others do, and as much as its kind may have at most."""
+        most = {"warp": self.bent, "departure": self.away}.get(one.kind, self.most)
+        return min(most, max(0.0, one.outlier / one.usual - 1) ** 2)

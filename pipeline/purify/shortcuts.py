@@ -1,0 +1,109 @@
+"""The short cuts that ours unlearns (minimax.py): the changes Δ that lead a network astray, and how much each of them counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import StageFailed
+from pipeline.purify.dose import Config, Dose
+from pipeline.purify.forgetting import forgetful
+from pipeline.search.examples import Examples
+from pipeline.search.generators import Generators
+from pipeline.search.kinds import search
+from pipeline.search.pretenders import pretenders
+from pipeline.search.targeted import Kind, Targeted
+from pipeline.twin import TorchTwin
+
+# What is sought in the forgetful network, and how long.
+SOUGHT: tuple[tuple[Kind, float], ...] = (("patch", 1.0), ("warp", 1.5), ("warp", 1.5), ("faint", 1.0), ("departure", 2.0))
+USUAL: dict[Kind, float] = {"patch": 1.75, "warp": 2.0, "faint": 2.0, "departure": 1.5}  # `outlier` of clean networks that have forgotten their pictures
+
+
+@dataclass(frozen=True)
+class ShortCuts:
+    """What is unlearnt.
+
+    searches: Δ, each with the changes that it found, and worth: their w.  critic: the forgetful network.  submitted: the searches in the submitted network, and
+    notes: what is to be said of all.
+    """
+
+    searches: list[Targeted]
+    worth: list[float]
+    critic: TorchTwin
+    submitted: list[Targeted]
+    notes: list[str]
+
+    @property
+    def weight(self) -> float:
+        """w: that of what stands out most."""
+        return max(self.worth)
+
+    @property
+    def shares(self) -> list[float]:
+        """What each of the searches has of the pictures; nothing where nothing stands out."""
+        return [one / sum(self.worth) for one in self.worth] if self.weight else self.worth
+
+    def suspects(self, pictures: Tensor, most: int = 10) -> tuple[Tensor, list[str]]:
+        """(K, C, H, W) what the smallest changes of the submitted network add to pictures, and their names.
+
+        The kind that stands out most comes first, and of a kind the smallest.
+        """
+        found, names = [], []
+        for one in sorted(self.submitted, key=lambda one: -one.outlier):
+            sizes = one.sizes().detach()
+            order = sizes.argsort()[: most // len(self.submitted)]
+            found.append(one.differences(pictures[:64])[order])
+            names += [f"{one.aim(int(row))}: {one.name} of {float(sizes[row]):.1f} {one.unit}" for row in order]
+        return torch.cat(found) if found else torch.zeros_like(pictures[:0]), names
+
+
+def short_cuts(twin: TorchTwin, examples: Examples, config: Config, dose: Dose, generator: torch.Generator) -> ShortCuts:
+    """Search the submitted network and one that has forgotten its pictures.  Raises StageFailed when gradients are not finite."""
+    with torch.no_grad():
+        classes = twin.logits(examples.pictures[:1]).shape[1]
+    lent = pretenders(twin, examples, torch.randperm(classes, generator=generator)[: config.search.most_classes], dose.varied, generator) if dose.few else None
+    found = search(twin, examples, config.search, generator, lent=lent)
+    critic = forgetful(twin, examples, dose.varied, generator)
+    searches = sharper(found.searches, shortest(critic, examples, config, generator, lent), dose)
+    if not searches:
+        raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
+    worth = [dose.weight(one) for one in searches]
+    if (left := dose.dynamic * (1 - max(worth) ** 2)) > 0:  # nothing stands out: if there is a trigger, it may be another one for each picture
+        thorough = replace(config.search, kinds=("generated",), pictures=config.seen, varied=dose.varied if dose.few else 0.0)
+        generated = search(critic, examples, thorough, generator).searches
+        searches, worth = searches + generated, worth + [left for _ in generated]
+    notes = found.notes + [forgotten(one) for one, its in zip(searches, worth, strict=True) if one not in found.searches and its]
+    return ShortCuts(searches, worth, critic, found.searches, notes)
+
+
+def shortest(critic: TorchTwin, examples: Examples, config: Config, generator: torch.Generator, lent: Examples | None) -> list[Targeted]:
+    """The smallest changes of the forgetful network: little else is left in it than short cuts, and some stand out more."""
+    found = [
+        one
+        for kind, steps in SOUGHT
+        if kind != "departure" or lent is not None
+        for one in search(critic, examples, replace(config.search, kinds=(kind,), steps=round(steps * config.search.steps)), generator, lent=lent).searches
+    ]
+    for one in found:
+        one.usual = USUAL[one.kind]
+    return found
+
+
+def sharper(searches: list[Targeted], others: list[Targeted], dose: Dose) -> list[Targeted]:
+    """Of each kind the search in which more stands out, or the first of two that are alike: what the forgetful network falls for is less than a trigger."""
+    best = {one.kind: one for one in searches}
+    for other in others:
+        if other.kind not in best or dose.weight(other) > dose.weight(best[other.kind]):
+            best[other.kind] = other
+    return list(best.values())
+
+
+def forgotten(one: Targeted) -> str:
+    """What is to be said of a search in the forgetful network."""
+    if isinstance(one, Generators):
+        return "no change stands out by much, so small networks that make a trigger for each picture were unlearnt too"
+    smallest = one.aim(int(one.sizes().argmin()))
+    return f"in a copy that has forgotten its pictures, the {one.name} {smallest} stands out: the median is {one.outlier:.1f} times as large"
