@@ -14,18 +14,20 @@ ASCENT = Ascent(ascents=3)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings.
+    """Settings, the letters being those of minimax.py.
 
-    steps: of θ.  batch: pictures a step; corrupted: those that are changed by chance, tries: changes drawn for each; shared: those for which ε is
-    sought, ascent: how.  varied: the share of a batch that is varied with one image, falling to half of it with half of `images`; joined: of
-    the others, the share that is mixed with one another.  features: what their distance counts in D.  rate: of Adam, a share of a weight's
-    typical size.  kappa κ; rho ρ; nu ν.  All these are with `images` or more; see Dose for fewer.  most: the largest w, of
-    warps and, with up to `few` images a class, of what leaves a class; of other kinds half of that and, with more images, less with less than ten classes,
-    among which one stands out by chance.  dynamic: w of
-    generators where nothing stands out at all; it falls to 0 where something has w = 1.  seen: pictures for each of them and step.  poses: steps
-    that a picture is changed by to pose as one of a class.  search: how
-    changes are searched for.  views: places that the submitted network is asked from.  averaged: the share of the steps, at the end, whose
-    weights are averaged.
+    steps: of θ; warm_up: of them, in which steps grow.  averaged: the share of them, at the end, whose weights are averaged.  rate: of Adam, a share of a
+    weight's typical size.  kappa κ, rho ρ, nu ν.  rate, rho and nu are with `images` or more; see Dose for fewer.
+
+    batch: pictures a step, shifted by up to `crop` pixels.  varied: the share of them that is varied with one image, falling to half of it with half of
+    `images`; joined: of the others, the share that is mixed with one another.  views: places that the submitted network is asked from.  features: what
+    their distance counts in D.  corrupted: pictures that are changed by chance, tries: changes drawn for each.  shared: those for which ε is sought,
+    ascent: how.
+
+    search: how Δ are searched for.  most: the largest w, of warps and, with up to `few` images a class, of what leaves a class; of other kinds half of that
+    and, with more images, less with less than ten classes, among which one stands out by chance.  dynamic: w of generators where nothing stands out at
+    all; it falls to 0 where something has w = 1.  seen: pictures for each of them and step of their search.  poses: steps that a picture is changed by to
+    pose as one of a class.  hardest: with few images, of so many pictures under Δ that one is unlearnt which it leads furthest astray.
     """
 
     steps: int = 150
