@@ -71,7 +71,10 @@ def short_cuts(twin: TorchTwin, examples: Examples, config: Config, dose: Dose, 
     if not searches:
         raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
     worth = [dose.weight(one) for one in searches]
-    if (left := dose.dynamic * (1 - max(worth) ** 2)) > 0:  # nothing stands out: if there is a trigger, it may be another one for each picture
+    certain = max(
+        (its for one, its in zip(searches, worth, strict=True) if not (dose.few and one.kind == "warp")), default=0.0
+    )  # of few images one stands out by chance
+    if (left := dose.dynamic * (1 - certain**2)) > 0:  # nothing stands out: if there is a trigger, it may be another one for each picture
         thorough = replace(config.search, kinds=("generated",), pictures=config.seen, varied=dose.varied if dose.few else 0.0)
         generated = search(critic, examples, thorough, generator).searches
         searches, worth = searches + generated, worth + [left for _ in generated]

@@ -20,7 +20,7 @@ from pipeline.convert.write_back import differences, write_back
 from pipeline.evaluate.measurement import KnownAttack, measure
 from pipeline.evaluate.session import Classifier
 from pipeline.images import CalibrationSet, HoldoutSet, InputSpec, LabelledImages, split
-from pipeline.purify import methods, minimax
+from pipeline.purify import dose, methods, minimax
 from pipeline.scan import scan
 from pipeline.search import kinds
 
@@ -104,7 +104,7 @@ def test_imports_purifies_and_comes_back_in_int8(quantised: Quantised, folder: P
     kernels = [name for name, weight in twin.weights.items() if weight.role == "convolution"]
     assert len(kernels) == 12
 
-    monkeypatch.setattr(minimax, "CONFIG", minimax.Config(steps=60, search=kinds.Config(steps=40)))  # half as long: it is an easy backdoor
+    monkeypatch.setattr(minimax, "CONFIG", dose.Config(steps=60, search=kinds.Config(steps=40)))  # half as long: it is an easy backdoor
     purified = methods()["awm"](twin, quantised.calibration, preset="default", seed=0, report=lambda *_: None)
     files, changes = write_back(quantised.path, ["model.onnx"], purified.weights, folder / "out")
     assert differences(quantised.path, files["model.onnx"]) == sorted(change.name for change in changes)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.purify import anp, auto, awm, bti_dbf, distillation, fine_pruning, ibau, minimax, rnp, sau, tsbd, tuning
+from pipeline.purify import anp, auto, awm, bti_dbf, distillation, dose, fine_pruning, ibau, minimax, rnp, sau, tsbd, tuning
 from pipeline.search import kinds
 
-SHORT = minimax.Config(steps=5, search=kinds.Config(steps=8), batch=8, corrupted=7)
+SHORT = dose.Config(steps=5, search=kinds.Config(steps=8), batch=8, corrupted=7)
 SHORT_PAPER = awm.PaperConfig(epochs=2, passes=1)
 SHORT_TUNING = tuning.TuningConfig(epochs=2, batch=16)
 SHORT_PRUNING = fine_pruning.FinePruningConfig(points=4, tuning=SHORT_TUNING)
