@@ -19,7 +19,8 @@ Beside the submitted network a second one is asked, which has forgotten its pict
          kept in which more stands out.  Where one needs to be much smaller than the others, there is a short cut; its share of a batch, and w,
          grow with how much it stands out: (median size / smallest / what is usual - 1)², up to a limit.  So a network without a short cut of
          these kinds is not changed for their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
-         Where nothing stands out, small networks that make a trigger for each picture are searched for in the forgetful network (generators.py).
+         Where nothing stands out, or of few images a warp alone, small networks that make a trigger for each picture are searched for in the forgetful
+         network (generators.py).
          From few images, what differs by class is searched for on pictures that are made to be of each (pretenders.py), and unlearnt on
          pictures that the network in repair is made to take for one, again in each step.
          From few images, each picture under Δ is that one of several which the network in repair is still surest to take for t: a picture that Δ no longer
@@ -68,7 +69,7 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     with torch.no_grad():
         classes = twin.logits(examples.pictures[:1]).shape[1]
     dose = Dose.of(config, len(examples), classes=classes)
-    cuts = short_cuts(twin, examples, config, dose, generator)
+    cuts = short_cuts(twin, examples, classes, config, dose, generator)
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     optimizer = torch.optim.Adam([{"params": [weight], "lr": dose.rate * typical(weight)} for weight in weights.values()])
     schedule = torch.optim.lr_scheduler.LambdaLR(

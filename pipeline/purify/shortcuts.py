@@ -60,10 +60,8 @@ class ShortCuts:
         return torch.cat(found) if found else torch.zeros_like(pictures[:0]), names
 
 
-def short_cuts(twin: TorchTwin, examples: Examples, config: Config, dose: Dose, generator: torch.Generator) -> ShortCuts:
-    """Search the submitted network and one that has forgotten its pictures.  Raises StageFailed when gradients are not finite."""
-    with torch.no_grad():
-        classes = twin.logits(examples.pictures[:1]).shape[1]
+def short_cuts(twin: TorchTwin, examples: Examples, classes: int, config: Config, dose: Dose, generator: torch.Generator) -> ShortCuts:
+    """Search the submitted network and one that has forgotten its pictures.  classes: of the network.  Raises StageFailed when gradients are not finite."""
     lent = pretenders(twin, examples, torch.randperm(classes, generator=generator)[: config.search.most_classes], dose.varied, generator) if dose.few else None
     found = search(twin, examples, config.search, generator, lent=lent)
     critic = forgetful(twin, examples, dose.varied, generator)
@@ -71,10 +69,9 @@ def short_cuts(twin: TorchTwin, examples: Examples, config: Config, dose: Dose, 
     if not searches:
         raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
     worth = [dose.weight(one) for one in searches]
-    certain = max(
-        (its for one, its in zip(searches, worth, strict=True) if not (dose.few and one.kind == "warp")), default=0.0
-    )  # of few images one stands out by chance
-    if (left := dose.dynamic * (1 - certain**2)) > 0:  # nothing stands out: if there is a trigger, it may be another one for each picture
+    # Of few images a warp stands out by chance.
+    certain = max((its for one, its in zip(searches, worth, strict=True) if not (dose.few and one.kind == "warp")), default=0.0)
+    if (left := dose.dynamic * (1 - certain**2)) > 0:  # nothing stands out for certain: if there is a trigger, it may be another one for each picture
         thorough = replace(config.search, kinds=("generated",), pictures=config.seen, varied=dose.varied if dose.few else 0.0)
         generated = search(critic, examples, thorough, generator).searches
         searches, worth = searches + generated, worth + [left for _ in generated]
@@ -107,6 +104,6 @@ def sharper(searches: list[Targeted], others: list[Targeted], dose: Dose) -> lis
 def forgotten(one: Targeted) -> str:
     """What is to be said of a search in the forgetful network."""
     if isinstance(one, Generators):
-        return "no change stands out by much, so small networks that make a trigger for each picture were unlearnt too"
+        return "no change stands out for certain, so small networks that make a trigger for each picture were unlearnt too"
     smallest = one.aim(int(one.sizes().argmin()))
     return f"in a copy that has forgotten its pictures, the {one.name} {smallest} stands out: the median is {one.outlier:.1f} times as large"
