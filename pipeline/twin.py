@@ -19,6 +19,7 @@ from pipeline.images import InputSpec
 from pipeline.results import Unbound
 
 BORNE = 0.1  # of the largest logit: by more, bfloat16 may not change an answer
+CACHED = 2**17  # pixels a thread of a CPU, of pictures that are looked at together: what a layer says of more no longer lies near the processor
 
 
 class Role(StrEnum):
@@ -135,9 +136,15 @@ class TorchTwin:
         x = self.tensor(pictures)
         given = [(weights or {}).get(name, weight.value) for name, weight in self.weights.items()]
         if (fixed := self.batch) is None:
-            return self._batch(x, given)
+            return torch.cat([self._batch(some, given) for some in x.split(self._together(pictures))])
         chunks = [torch.cat([chunk, chunk[-1:].expand(fixed - len(chunk), *chunk.shape[1:])]) for chunk in torch.split(x, fixed)]
         return torch.cat([self._batch(chunk, given) for chunk in chunks])[: len(pictures)]
+
+    def _together(self, pictures: Tensor) -> int:
+        """How many of (N, C, H, W) pictures are best looked at together: on a CPU fewer, where nothing is kept for gradients."""
+        if self.device.type != "cpu" or torch.is_grad_enabled():
+            return max(1, len(pictures))
+        return max(1, torch.get_num_threads() * CACHED // (pictures.shape[2] * pictures.shape[3]))
 
     def _batch(self, x: Tensor, given: list[Tensor]) -> Tensor:
         if not self.bfloat16:

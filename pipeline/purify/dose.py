@@ -27,7 +27,8 @@ class Config:
     search: how Δ are searched for.  most: the largest w, of warps and, with up to `few` images a class, of what leaves a class; of other kinds half of that
     and, with more images, less with less than ten classes, among which one stands out by chance.  dynamic: w of generators where nothing stands out at
     all; it falls to 0 where something has w = 1.  seen: pictures for each of them and step of their search.  poses: steps that a picture is changed by to
-    pose as one of a class.  hardest: with few images, of so many pictures under Δ that one is unlearnt which it leads furthest astray.
+    pose as one of a class.  hardest: of so many pictures under Δ that one is unlearnt which it leads furthest astray.  answered: with more than a few images,
+    how much of the way to the mean of the weights is gone.
     """
 
     steps: int = 150
@@ -54,6 +55,7 @@ class Config:
     search: SearchConfig = SEARCH
     views: int = 4
     averaged: float = 0.4
+    answered: float = 0.9
     crop: int = 3
 
 
@@ -64,13 +66,11 @@ CONFIG = Config()
 class Dose:
     """What Config comes to with a number of images.
 
-    few: whether there are so few that pictures are made for what needs more (pretenders.py).  hardest: of so many pictures under Δ one is chosen.  varied:
-    the share of a batch, and of the pictures that Δ is made to, that is varied.  most: the largest w, bent: of a warp, away: of what leaves a class.  The
-    others are as in Config.
+    few: whether there are so few that pictures are made for what needs more (pretenders.py).  varied: the share of a batch, and of the pictures that Δ is
+    made to, that is varied.  most: the largest w, bent: of a warp, away: of what leaves a class.  The others are as in Config.
     """
 
     few: bool
-    hardest: int
     varied: float
     rate: float
     rho: float
@@ -79,6 +79,7 @@ class Dose:
     bent: float
     away: float
     dynamic: float
+    answered: float
 
     @classmethod
     def of(cls, config: Config, images: int, classes: int) -> Dose:
@@ -88,7 +89,6 @@ class Dose:
         most = config.most * (0.5 if few else min(0.5, (classes - 1) / 18))
         return cls(
             few=few,
-            hardest=config.hardest if few else 1,
             varied=config.varied * max(0.5, 1 - plenty),
             rate=config.rate * plenty**0.25,
             rho=config.rho * plenty**0.125,
@@ -97,6 +97,7 @@ class Dose:
             bent=config.most,
             away=config.most if few else most,
             dynamic=config.dynamic * min(1.0, (classes - 1) / 9),
+            answered=1.0 if few else config.answered,
         )
 
     def weight(self, one: Targeted) -> float:

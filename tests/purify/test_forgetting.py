@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from pipeline.config import read_spec
 from pipeline.convert.to_torch import convert
 from pipeline.images import CalibrationSet, HoldoutSet, LabelledImages, read, split
+from pipeline.purify import forgetting
 from pipeline.purify.dose import Config, Dose
 from pipeline.purify.forgetting import forgetful
 from pipeline.purify.minimax import stamp
@@ -61,6 +64,24 @@ def test_what_clean_pictures_are_is_forgotten_before_the_trigger(trojan: tuple[T
     assert float(there[:, target].mean()) > 0.9
     assert torch.equal(forgetful(twin, ten, 0.7, generator()).logits(x[:8]), forgot.logits(x[:8])), "a seed settles it"
     assert torch.equal(twin.logits(x).softmax(1), before), "and the network itself is as it was"
+
+
+def test_it_stops_where_enough_is_forgotten(trojan: tuple[TorchTwin, Examples, Tensor, Tensor, Tensor, int]) -> None:
+    """Networks get there after different numbers of steps, and further on the short cuts are gone too."""
+    twin, ten, *_ = trojan
+
+    def certain(config: forgetting.Config) -> float:
+        weights = forgetting.forget(twin, ten, 0.0, config, generator())
+        with torch.no_grad():
+            answers = twin.logits(ten.pictures, weights).log_softmax(1)
+        return float(-answers.mean() / math.log(answers.shape[1]) - 1)
+
+    usual, quick = forgetting.Config(), replace(forgetting.CONFIG, rate=forgetting.CONFIG.rate * 4)
+    assert certain(replace(usual, steps=0)) > 3 * usual.indifferent
+    assert certain(replace(quick, indifferent=0.0)) < usual.indifferent / 2, "it would have gone on"
+    assert usual.indifferent / 2 < certain(quick) < usual.indifferent * 2
+    assert certain(usual) == pytest.approx(certain(quick), rel=0.5)
+    assert certain(replace(usual, indifferent=1e9)) == certain(replace(usual, steps=0))
 
 
 class Corner:

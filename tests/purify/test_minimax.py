@@ -15,7 +15,7 @@ from pipeline.purify import minimax
 from pipeline.purify.corruptions import KINDS, Kind
 from pipeline.purify.dose import Config, Dose
 from pipeline.purify.knowledge import Asked, Knowledge, divergence
-from pipeline.purify.minimax import Mean, astray, harm, stamp
+from pipeline.purify.minimax import Mean, astray, between, harm, stamp
 from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import typical
 from pipeline.scan import scan
@@ -85,8 +85,27 @@ def test_of_several_pictures_that_one_is_unlearnt_which_is_led_astray_most() -> 
     assert torch.equal(chosen.own, said(chosen.before)) and set(chosen.aims.tolist()) == {1}
 
 
-def test_the_hardest_pictures_are_chosen_from_few_images_alone() -> None:
-    assert Dose.of(Config(), 100, 10).hardest == Config().hardest > 1 and Dose.of(Config(), 101, 10).hardest == 1
+def test_what_is_answered_lies_between_the_submitted_weights_and_those_at_the_end() -> None:
+    start, end = {"a": torch.rand(3), "b": torch.rand(2, 2)}, {"a": torch.rand(3), "b": torch.rand(2, 2)}
+    for way in (0.0, 0.75, 1.0):
+        assert all(torch.allclose(value, (1 - way) * start[name] + way * end[name]) for name, value in between(start, end, way).items())
+    assert [Dose.of(Config(), images, 10).answered for images in (10, 100, 101, 5000)] == [1, 1, Config().answered, Config().answered]
+
+
+@pytest.mark.parametrize("images", [8, 80])
+def test_a_repair_goes_most_of_the_way(images: int, tiny_backdoored: tiny.Backdoored, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin, _ = convert(tiny_backdoored.model, tiny_backdoored.reading, scan(tiny_backdoored.model).model)
+    pictures = tiny.shapes(images, seed=5)
+
+    def moved(answered: float) -> dict[str, Tensor]:
+        monkeypatch.setattr(minimax, "CONFIG", Config(steps=3, answered=answered, search=SearchConfig(steps=4)))
+        found = minimax.minimax(twin, CalibrationSet(pictures.images, pictures.labels), seed=0, report=lambda step, total, figures: None)
+        return {name: torch.from_numpy(array) - twin.weights[name].value for name, array in found.weights.items()}
+
+    half, whole = moved(0.5), moved(1.0)
+    few = Dose.of(Config(), images, 4).few
+    assert any(bool(change.any()) for change in whole.values())
+    assert all(torch.allclose(half[name], change * (1.0 if few else 0.5), atol=1e-6) for name, change in whole.items())
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,9 @@ class QuickElu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-        """exp(min(x, 0)) - 1 + max(x, 0)."""
-        y = x.clamp(max=0).exp_().sub_(1).add_(torch.relu(x))
+        """max(x, exp(min(x, 0)) - 1): below 0 exp(x) - 1 is the larger one, but for rounding."""
+        y = x.clamp(max=0).exp_().sub_(1)
+        torch.maximum(x, y, out=y)
         ctx.save_for_backward(y)
         return y
 
