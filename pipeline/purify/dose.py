@@ -24,11 +24,11 @@ class Config:
     their distance counts in D.  corrupted: pictures that are changed by chance, tries: changes drawn for each.  shared: those for which ε is sought,
     ascent: how.
 
-    search: how Δ are searched for.  most: the largest w, of warps and, with up to `few` images a class, of what leaves a class; of other kinds half of that
-    and, with more images, less with less than ten classes, among which one stands out by chance.  dynamic: w of generators where nothing stands out at
-    all; it falls to 0 where something has w = 1.  seen: pictures for each of them and step of their search.  poses: steps that a picture is changed by to
-    pose as one of a class.  hardest: of so many pictures under Δ that one is unlearnt which it leads furthest astray.  answered: with more than a few images,
-    how much of the way to the mean of the weights is gone.
+    search: how Δ are searched for.  most: the largest w, of warps and, with up to `few` images a class, of what leaves a class; with more images half of that,
+    and less with less than ten classes, among which one stands out by chance.  Of other kinds it is half of what it is for leaving a class, but 1.  dynamic: w
+    of generators where nothing stands out at all; it falls to 0 where something has w = 1.  seen: pictures for each of them and step of their search.
+    poses: steps that a picture is changed by to pose as one of a class.  hardest: of so many pictures under Δ that one is unlearnt which it leads furthest
+    astray.  answered: with more than a few images, how much of the way to the mean of the weights is gone.
     """
 
     steps: int = 150
@@ -86,16 +86,16 @@ class Dose:
         """For so many images of a network with so many classes."""
         plenty = min(1.0, images / config.images)
         few = images <= config.few * classes
-        most = config.most * (0.5 if few else min(0.5, (classes - 1) / 18))
+        away = config.most if few else config.most * min(0.5, (classes - 1) / 18)
         return cls(
             few=few,
             varied=config.varied * max(0.5, 1 - plenty),
             rate=config.rate * plenty**0.25,
             rho=config.rho * plenty**0.125,
             nu=config.nu * plenty**0.25,
-            most=most,
+            most=min(away, max(1.0, away / 2)),
             bent=config.most,
-            away=config.most if few else most,
+            away=away,
             dynamic=config.dynamic * min(1.0, (classes - 1) / 9),
             answered=1.0 if few else config.answered,
         )
