@@ -24,11 +24,11 @@ class Config:
     their distance counts in D.  corrupted: pictures that are changed by chance, tries: changes drawn for each.  shared: those for which ε is sought,
     ascent: how.
 
-    search: how Δ are searched for.  most: the largest w, of warps and, with up to `few` images a class, of what leaves a class; with more images half of that,
-    and less with less than ten classes, among which one stands out by chance.  Of other kinds it is half of what it is for leaving a class, but 1.  dynamic: w
-    of generators where nothing stands out at all; it falls to 0 where something has w = 1.  seen: pictures for each of them and step of their search.
-    poses: steps that a picture is changed by to pose as one of a class.  hardest: of so many pictures under Δ that one is unlearnt which it leads furthest
-    astray.  answered: with more than a few images, how much of the way to the mean of the weights is gone.
+    search: how Δ are searched for.  most: the largest w, of warps and, with up to `few` images a class, of what leaves a class or sends each so many on; with
+    more images half of that, and less with less than ten classes, among which one stands out by chance.  Of other kinds it is half of what it is for leaving
+    a class, but 1.  dynamic: w of generators where nothing stands out at all; it falls to 0 where something has w = 1.  seen: pictures for each of them and
+    step of their search.  poses: steps that a picture is changed by to pose as one of a class.  hardest: of so many pictures under Δ that one is unlearnt
+    which it leads furthest astray.  answered: how much of the way to the mean of the weights is gone with `images` or more; with fewer, more of it.
     """
 
     steps: int = 150
@@ -67,7 +67,8 @@ class Dose:
     """What Config comes to with a number of images.
 
     few: whether there are so few that pictures are made for what needs more (pretenders.py).  varied: the share of a batch, and of the pictures that Δ is
-    made to, that is varied.  most: the largest w, bent: of a warp, away: of what leaves a class.  The others are as in Config.
+    made to, that is varied.  most: the largest w, bent: of a warp, away: of what leaves a class or sends each so many on.  The others are as
+    in Config.
     """
 
     few: bool
@@ -97,10 +98,10 @@ class Dose:
             bent=config.most,
             away=away,
             dynamic=config.dynamic * min(1.0, (classes - 1) / 9),
-            answered=1.0 if few else config.answered,
+            answered=1 - (1 - config.answered) * plenty,
         )
 
     def weight(self, one: Targeted) -> float:
         """w of a search: 0 where no class stands out, 1 where one needs half of what the others do, and as much as its kind may have at most."""
-        most = {"warp": self.bent, "departure": self.away}.get(one.kind, self.most)
+        most = {"warp": self.bent, "departure": self.away, "shift": self.away}.get(one.kind, self.most)
         return min(most, max(0.0, one.outlier / one.usual - 1) ** 2)

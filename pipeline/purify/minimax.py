@@ -35,8 +35,8 @@ c        Random changes of the kinds that triggers are made of, see corruptions.
          each picture, which are neither small nor like anything that is drawn by chance.
 θ        All weights and biases, by Adam with steps that are a share of a weight's typical size: with g to hold them, no mask is needed
          to stay near what was submitted.  What is answered is the mean over the last steps (Izmailov et al., *Averaging Weights Leads to
-         Wider Optima*, UAI 2018, arXiv 1803.05407); with more than a few images not quite, but nine tenths of the way there from the submitted weights
-         (Wortsman et al., *Robust Fine-Tuning of Zero-Shot Models*, CVPR 2022, arXiv 2109.01903): the last tenth unlearns less than it costs.
+         Wider Optima*, UAI 2018, arXiv 1803.05407); not quite, but from many images nine tenths of the way there from the submitted weights (Wortsman et al.,
+         *Robust Fine-Tuning of Zero-Shot Models*, CVPR 2022, arXiv 2109.01903): the last tenth unlearns less than it costs.
 """
 
 from __future__ import annotations
