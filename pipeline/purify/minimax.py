@@ -24,7 +24,7 @@ Beside the submitted network a second one is asked, which has forgotten its pict
          From few images, what differs by class is searched for on pictures that are made to be of each (pretenders.py), and unlearnt on
          pictures that the network in repair is made to take for one, again in each step.
          Each picture under Δ is that one of several which the network in repair is still surest to take for t: a picture that Δ no longer
-         leads astray teaches nothing, and soon most are such.
+         leads astray teaches nothing, and soon most are such.  Not where what the picture was is asked for: that costs more than it teaches.
 H        -log(1 - p(t)): such a picture may be taken for anything but t.  To be taken for what it was would be more, and would cost more.  Only of a patch
          that sends each picture s classes on that is asked, by D(f(Δ(x); θ), g): else the picture is taken for any third class.
 c        Random changes of the kinds that triggers are made of, see corruptions.py: of a few tried on a picture, the one that the forgetful network and
@@ -166,12 +166,12 @@ def stamp(
 ) -> Stamped:
     """So many pictures, a share of them for each search, changed; own: (M) the classes that all the pictures are taken for.
 
-    judge: a network, and then each of them is of `tries` the one that it is led astray by most.
+    judge: a network, and then each of them is of `tries` the one that it is led astray by most, but where the change `restores`.
     """
     ends = [round(count * sum(shares[: row + 1])) for row in range(len(searches))]
 
     def stamped(one: Targeted, count: int) -> Stamped:
-        if judge is None or tries == 1:
+        if judge is None or one.restores:
             return one.stamp(pictures, own, count, generator, said=said, posing=posing)
         return one.stamp(pictures, own, tries * count, generator, said=said, posing=posing).hardest(count, judge)
 
