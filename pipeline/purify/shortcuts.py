@@ -69,6 +69,7 @@ def short_cuts(twin: TorchTwin, examples: Examples, classes: int, config: Config
     if not searches:
         raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
     worth = [dose.weight(one) for one in searches]
+    worth = worth if dose.few else compared(searches, worth)
     # Of few images a warp stands out by chance.
     certain = max((its for one, its in zip(searches, worth, strict=True) if not (dose.few and one.kind == "warp")), default=0.0)
     if (left := dose.dynamic * (1 - certain**2)) > 0:  # nothing stands out for certain: if there is a trigger, it may be another one for each picture
@@ -77,6 +78,15 @@ def short_cuts(twin: TorchTwin, examples: Examples, classes: int, config: Config
         searches, worth = searches + generated, worth + [left for _ in generated]
     notes = found.notes + [forgotten(one) for one, its in zip(searches, worth, strict=True) if one not in found.searches and its]
     return ShortCuts(searches, worth, critic, found.searches, notes)
+
+
+def compared(searches: list[Targeted], worth: list[float]) -> list[float]:
+    """w of searches, each times the root of what it would be, if it had no limit, over the largest: beside a true short cut others stand out by chance.
+
+    Not with few images, of which something stands out by chance more than what is true.
+    """
+    clear = [max(0.0, one.outlier / one.usual - 1) ** 2 for one in searches]
+    return [its * (how / max(clear)) ** 0.5 if its else 0.0 for its, how in zip(worth, clear, strict=True)]
 
 
 def shortest(critic: TorchTwin, examples: Examples, config: Config, generator: torch.Generator, lent: Examples | None) -> list[Targeted]:

@@ -18,7 +18,7 @@ from pipeline.purify import forgetting
 from pipeline.purify.dose import Config, Dose
 from pipeline.purify.forgetting import forgetful
 from pipeline.purify.minimax import stamp
-from pipeline.purify.shortcuts import forgotten, sharper
+from pipeline.purify.shortcuts import compared, forgotten, sharper
 from pipeline.purify.trials import Trials
 from pipeline.scan import scan
 from pipeline.search.examples import Examples
@@ -129,6 +129,20 @@ def test_of_a_kind_the_search_is_kept_in_which_more_stands_out(monkeypatch: pyte
     assert sharper([patch], [clear], dose) == [patch], "both are as clear as counts"
     assert sharper([patch], [sharp], dose) == [patch, sharp], "a kind that was looked for in one of them alone"
     assert sharper([bend], [bend, sharp, bend], dose) == [sharp], "a kind that was looked for more than once"
+
+
+def test_beside_what_stands_out_most_others_count_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1, 1, 4, 4)
+
+    def found(kind: type[Targeted], smallest: float) -> Targeted:
+        one = kind(torch.arange(5), x, generator())
+        monkeypatch.setattr(one, "sizes", lambda: torch.tensor([10.0, 10, 10, 12, smallest]))
+        return one
+
+    clear, likely, none = found(Patches, 1.0), found(Warps, 2.5), found(Patches, 10.0)  # 81, 9 and 0 without a limit
+    assert compared([clear, likely, none], [1.5, 6.0, 0.0]) == pytest.approx([1.5, 6.0 / 3, 0.0])
+    assert compared([likely, none], [6.0, 0.0]) == [6.0, 0.0], "alone it counts in full"
+    assert compared([none], [0.0]) == [0.0]
 
 
 @pytest.mark.parametrize(
