@@ -69,9 +69,9 @@ def short_cuts(twin: TorchTwin, examples: Examples, classes: int, config: Config
     if not searches:
         raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
     worth = [dose.weight(one) for one in searches]
-    worth = worth if dose.few else compared(searches, worth)
     # Of few images a warp stands out by chance.
     certain = max((its for one, its in zip(searches, worth, strict=True) if not (dose.few and one.kind == "warp")), default=0.0)
+    worth = worth if dose.few else compared(searches, worth)
     if (left := dose.dynamic * (1 - certain**2)) > 0:  # nothing stands out for certain: if there is a trigger, it may be another one for each picture
         thorough = replace(config.search, kinds=("generated",), pictures=config.seen, varied=dose.varied if dose.few else 0.0)
         generated = search(critic, examples, thorough, generator).searches

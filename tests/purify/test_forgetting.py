@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -115,14 +116,22 @@ def test_stamped_pictures_are_what_the_network_says_they_are() -> None:
     assert stamped.own.tolist() == [3] * 8 and set(stamped.aims.tolist()) <= {0, 1}
 
 
-def test_of_a_kind_the_search_is_kept_in_which_more_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.zeros(1, 1, 4, 4)
+Found = Callable[[type[Targeted], float], Targeted]
 
-    def found(kind: type[Targeted], smallest: float) -> Targeted:
-        one = kind(torch.arange(5), x, generator())
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> Found:
+    """A search of a kind whose smallest change is so large, the others being of 10 or more."""
+
+    def made(kind: type[Targeted], smallest: float) -> Targeted:
+        one = kind(torch.arange(5), torch.zeros(1, 1, 4, 4), generator())
         monkeypatch.setattr(one, "sizes", lambda: torch.tensor([10.0, 10, 10, 12, smallest]))
         return one
 
+    return made
+
+
+def test_of_a_kind_the_search_is_kept_in_which_more_stands_out(found: Found) -> None:
     patch, bend, sharp, dull, clear = found(Patches, 2.0), found(Warps, 9.0), found(Warps, 4.0), found(Patches, 6.0), found(Patches, 1.0)
     dose = Dose.of(Config(), 500, 10)
     assert sharper([patch, bend], [dull, sharp], dose) == [patch, sharp]
@@ -131,14 +140,7 @@ def test_of_a_kind_the_search_is_kept_in_which_more_stands_out(monkeypatch: pyte
     assert sharper([bend], [bend, sharp, bend], dose) == [sharp], "a kind that was looked for more than once"
 
 
-def test_beside_what_stands_out_most_others_count_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.zeros(1, 1, 4, 4)
-
-    def found(kind: type[Targeted], smallest: float) -> Targeted:
-        one = kind(torch.arange(5), x, generator())
-        monkeypatch.setattr(one, "sizes", lambda: torch.tensor([10.0, 10, 10, 12, smallest]))
-        return one
-
+def test_beside_what_stands_out_most_others_count_less(found: Found) -> None:
     clear, likely, none = found(Patches, 1.0), found(Warps, 2.5), found(Patches, 10.0)  # 81, 9 and 0 without a limit
     assert compared([clear, likely, none], [1.5, 6.0, 0.0]) == pytest.approx([1.5, 6.0 / 3, 0.0])
     assert compared([likely, none], [6.0, 0.0]) == [6.0, 0.0], "alone it counts in full"
