@@ -28,7 +28,8 @@ class Config:
     more images half of that, and less with less than ten classes, among which one stands out by chance.  Of other kinds it is half of what it is for leaving
     a class, but 1.  dynamic: w of generators where nothing stands out at all; it falls to 0 where something has w = 1.  seen: pictures for each of them and
     step of their search.  poses: steps that a picture is changed by to pose as one of a class.  hardest: of so many pictures under Δ that one is unlearnt
-    which it leads furthest astray.  answered: how much of the way to the mean of the weights is gone with `images` or more; with fewer, more of it.
+    which it leads furthest astray, but where what the picture was is asked for.  answered: how much of the way to the mean of the weights is gone with `images`
+    or more; with fewer, more of it.
     """
 
     steps: int = 150
