@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.purify.sau import Config as Ascent
 from pipeline.search.kinds import CONFIG as SEARCH
 from pipeline.search.kinds import Config as SearchConfig
-from pipeline.search.targeted import Targeted
+from pipeline.search.targeted import Kind
 
 ASCENT = Ascent(ascents=3)
 
@@ -102,7 +102,6 @@ class Dose:
             answered=1 - (1 - config.answered) * plenty,
         )
 
-    def weight(self, one: Targeted) -> float:
-        """w of a search: 0 where no class stands out, 1 where one needs half of what the others do, and as much as its kind may have at most."""
-        most = {"warp": self.bent, "departure": self.away, "shift": self.away}.get(one.kind, self.most)
-        return min(most, max(0.0, one.outlier / one.usual - 1) ** 2)
+    def limit(self, kind: Kind) -> float:
+        """The largest w of a kind."""
+        return {"warp": self.bent, "departure": self.away, "shift": self.away}.get(kind, self.most)

@@ -65,13 +65,12 @@ def short_cuts(twin: TorchTwin, examples: Examples, classes: int, config: Config
     lent = pretenders(twin, examples, torch.randperm(classes, generator=generator)[: config.search.most_classes], dose.varied, generator) if dose.few else None
     found = search(twin, examples, config.search, generator, lent=lent)
     critic = forgetful(twin, examples, dose.varied, generator)
-    searches = sharper(found.searches, shortest(critic, examples, config, generator, lent), dose)
-    if not searches:
+    kept = clearest(found.searches, shortest(critic, examples, config, generator, lent), dose)
+    if not kept:
         raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
-    worth = [dose.weight(one) for one in searches]
-    # Of few images a warp stands out by chance.
-    certain = max((its for one, its in zip(searches, worth, strict=True) if not (dose.few and one.kind == "warp")), default=0.0)
-    worth = worth if dose.few else compared(searches, worth)
+    searches, worth = [one for one, _ in kept], [min(dose.limit(one.kind), how) for one, how in kept]
+    certain = max(worth)
+    worth = worth if dose.few else compared(worth, [how for _, how in kept])
     if (left := dose.dynamic * (1 - certain**2)) > 0:  # nothing stands out for certain: if there is a trigger, it may be another one for each picture
         thorough = replace(config.search, kinds=("generated",), pictures=config.seen, varied=dose.varied if dose.few else 0.0)
         generated = search(critic, examples, thorough, generator).searches
@@ -80,13 +79,12 @@ def short_cuts(twin: TorchTwin, examples: Examples, classes: int, config: Config
     return ShortCuts(searches, worth, critic, found.searches, notes)
 
 
-def compared(searches: list[Targeted], worth: list[float]) -> list[float]:
-    """w of searches, each times the root of what it would be, if it had no limit, over the largest: beside a true short cut others stand out by chance.
+def compared(worth: list[float], unlimited: list[float]) -> list[float]:
+    """w, each times the root of what it would be without a limit, over the largest of these: beside a true short cut others stand out by chance.
 
     Not with few images, of which something stands out by chance more than what is true.
     """
-    clear = [max(0.0, one.outlier / one.usual - 1) ** 2 for one in searches]
-    return [its * (how / max(clear)) ** 0.5 if its else 0.0 for its, how in zip(worth, clear, strict=True)]
+    return [its * (how / max(unlimited)) ** 0.5 if its else 0.0 for its, how in zip(worth, unlimited, strict=True)]
 
 
 def shortest(critic: TorchTwin, examples: Examples, config: Config, generator: torch.Generator, lent: Examples | None) -> list[Targeted]:
@@ -102,13 +100,31 @@ def shortest(critic: TorchTwin, examples: Examples, config: Config, generator: t
     return found
 
 
-def sharper(searches: list[Targeted], others: list[Targeted], dose: Dose) -> list[Targeted]:
-    """Of each kind the search in which more stands out, or the first of two that are alike: what the forgetful network falls for is less than a trigger."""
-    best = {one.kind: one for one in searches}
-    for other in others:
-        if other.kind not in best or dose.weight(other) > dose.weight(best[other.kind]):
-            best[other.kind] = other
+def clearest(submitted: list[Targeted], forgetful: list[Targeted], dose: Dose) -> list[tuple[Targeted, float]]:
+    """Of each kind the search that counts most, or the first of two that are alike, and w without a limit: how clearly something stands out, if borne out."""
+    best: dict[Kind, tuple[Targeted, float]] = {}
+    for searches, others in ((submitted, forgetful), (forgetful, submitted)):
+        for one in searches:
+            how = clear(one) * max((borne_out(one, other) for other in others if other.kind == one.kind), default=1.0)
+            limit = dose.limit(one.kind)
+            if one.kind not in best or min(how, limit) > min(best[one.kind][1], limit):
+                best[one.kind] = one, how
     return list(best.values())
+
+
+def clear(one: Targeted) -> float:
+    """How clearly something stands out in a search: 0 where no class does, 1 where one needs half of what the others do."""
+    return max(0.0, one.outlier / one.usual - 1) ** 2
+
+
+def borne_out(one: Targeted, other: Targeted) -> float:
+    """Whether what stands out in a search does so in that of another network: 1 where it needs half of what others do there, or less, 0 where it needs as much.
+
+    A short cut is in both networks; what stands out by chance is another class in each.
+    """
+    aim, sizes = one.aim(int(one.sizes().argmin())), other.sizes().detach()
+    same = [row for row in range(len(sizes)) if other.aim(row) == aim]
+    return min(1.0, max(0.0, float(sizes.quantile(0.5) / sizes[same[0]]) - 1)) if same else 0.0
 
 
 def forgotten(one: Targeted) -> str:

@@ -19,7 +19,7 @@ from pipeline.purify import forgetting
 from pipeline.purify.dose import Config, Dose
 from pipeline.purify.forgetting import forgetful
 from pipeline.purify.minimax import stamp
-from pipeline.purify.shortcuts import compared, forgotten, sharper
+from pipeline.purify.shortcuts import borne_out, clear, clearest, compared, forgotten
 from pipeline.purify.trials import Trials
 from pipeline.scan import scan
 from pipeline.search.examples import Examples
@@ -116,35 +116,65 @@ def test_stamped_pictures_are_what_the_network_says_they_are() -> None:
     assert stamped.own.tolist() == [3] * 8 and set(stamped.aims.tolist()) <= {0, 1}
 
 
-Found = Callable[[type[Targeted], float], Targeted]
+Found = Callable[..., Targeted]
 
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> Found:
-    """A search of a kind whose smallest change is so large, the others being of 10 or more."""
+    """A search of a kind whose smallest change, to one class, is so large, the others being of 10 or more."""
 
-    def made(kind: type[Targeted], smallest: float) -> Targeted:
+    def made(kind: type[Targeted], smallest: float, target: int = 4) -> Targeted:
         one = kind(torch.arange(5), torch.zeros(1, 1, 4, 4), generator())
-        monkeypatch.setattr(one, "sizes", lambda: torch.tensor([10.0, 10, 10, 12, smallest]))
+        sizes = torch.tensor([10.0, 10, 10, 10, 10])
+        sizes[(target + 1) % 5], sizes[target] = 12, smallest
+        monkeypatch.setattr(one, "sizes", lambda: sizes)
         return one
 
     return made
 
 
 def test_of_a_kind_the_search_is_kept_in_which_more_stands_out(found: Found) -> None:
-    patch, bend, sharp, dull, clear = found(Patches, 2.0), found(Warps, 9.0), found(Warps, 4.0), found(Patches, 6.0), found(Patches, 1.0)
+    patch, bend, sharp, dull, sharpest = found(Patches, 2.0), found(Warps, 9.0), found(Warps, 4.0), found(Patches, 6.0), found(Patches, 1.0)
     dose = Dose.of(Config(), 500, 10)
-    assert sharper([patch, bend], [dull, sharp], dose) == [patch, sharp]
-    assert sharper([patch], [clear], dose) == [patch], "both are as clear as counts"
-    assert sharper([patch], [sharp], dose) == [patch, sharp], "a kind that was looked for in one of them alone"
-    assert sharper([bend], [bend, sharp, bend], dose) == [sharp], "a kind that was looked for more than once"
+
+    def kept(submitted: list[Targeted], forgetful: list[Targeted]) -> list[Targeted]:
+        return [one for one, _ in clearest(submitted, forgetful, dose)]
+
+    assert kept([patch, bend], [dull, sharp]) == [patch, sharp]
+    assert kept([patch], [sharpest]) == [patch], "both are as clear as counts"
+    assert kept([patch], [sharp]) == [patch, sharp], "a kind that was looked for in one of them alone"
+    assert kept([bend], [bend, sharp, bend]) == [sharp], "a kind that was looked for more than once"
 
 
-def test_beside_what_stands_out_most_others_count_less(found: Found) -> None:
-    clear, likely, none = found(Patches, 1.0), found(Warps, 2.5), found(Patches, 10.0)  # 81, 9 and 0 without a limit
-    assert compared([clear, likely, none], [1.5, 6.0, 0.0]) == pytest.approx([1.5, 6.0 / 3, 0.0])
-    assert compared([likely, none], [6.0, 0.0]) == [6.0, 0.0], "alone it counts in full"
-    assert compared([none], [0.0]) == [0.0]
+def test_what_stands_out_counts_as_far_as_the_other_network_bears_it_out(found: Found) -> None:
+    """A short cut is in both, and what stands out by chance is another class in each."""
+    one, dose = found(Patches, 2.0), Dose.of(Config(), 500, 10)
+    for size, borne in ((1.0, 1.0), (5.0, 1.0), (8.0, 0.25), (10.0, 0.0)):
+        assert borne_out(one, found(Patches, size)) == pytest.approx(borne)
+    assert borne_out(one, found(Patches, 1.0, target=2)) == 0
+    ((_, worth),) = clearest([one], [found(Patches, 8.0)], dose)
+    assert worth == pytest.approx(clear(one) / 4) == pytest.approx(4.0)
+    assert [worth for _, worth in clearest([one], [found(Patches, 1.0, target=2)], dose)] == [0.0], "each by chance"
+    assert [worth for _, worth in clearest([one], [], dose)] == [clear(one)], "nobody else to ask"
+
+
+def test_what_one_search_does_not_see_another_of_the_same_network_may(found: Found) -> None:
+    """Warps are sought in the forgetful network twice."""
+    one, dose = found(Warps, 2.0), Dose.of(Config(), 500, 10)
+    for others in ([found(Warps, 1.0, target=2), found(Warps, 4.0)], [found(Warps, 4.0), found(Warps, 1.0, target=2)]):
+        assert (one, clear(one)) in clearest([one], others, dose)
+
+
+def test_a_class_that_the_other_network_was_not_searched_for_is_not_borne_out(found: Found) -> None:
+    one, other = found(Patches, 2.0), found(Patches, 2.0)
+    other.classes = torch.arange(10, 15)
+    assert borne_out(one, other) == 0
+
+
+def test_beside_what_stands_out_most_others_count_less() -> None:
+    assert compared([1.5, 6.0, 0.0], [81.0, 9.0, 0.0]) == pytest.approx([1.5, 6.0 / 3, 0.0])
+    assert compared([6.0, 0.0], [9.0, 0.0]) == [6.0, 0.0], "alone it counts in full"
+    assert compared([0.0], [0.0]) == [0.0]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from pipeline.convert.to_torch import convert
 from pipeline.images import CalibrationSet
-from pipeline.purify import minimax
+from pipeline.purify import minimax, shortcuts
 from pipeline.purify.corruptions import KINDS, Kind
 from pipeline.purify.dose import Config, Dose
 from pipeline.purify.knowledge import Asked, Knowledge, divergence
 from pipeline.purify.minimax import Mean, astray, between, harm, stamp
+from pipeline.purify.shortcuts import clear
 from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import typical
 from pipeline.scan import scan
@@ -127,7 +128,7 @@ def test_weight_grows_with_what_stands_out(
 ) -> None:
     found = kind(torch.arange(5), torch.zeros(1, 1, 4, 4), generator())
     monkeypatch.setattr(found, "sizes", lambda: torch.tensor([10.0, 10, 10, 12, size]))
-    assert Dose.of(Config(), 500, 10).weight(found) == pytest.approx(weight, abs=1e-4)
+    assert min(clear(found), Dose.of(Config(), 500, 10).limit(found.kind)) == pytest.approx(weight, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -137,16 +138,16 @@ def test_weight_grows_with_what_stands_out(
         ({"patch": 0.5, "warp": 0.5}, 80, True),
         ({"patch": 1.0}, 80, False),
         ({"warp": 1.0}, 80, False),
-        ({"warp": 1.0}, 8, True),
+        ({"warp": 1.0}, 8, False),
         ({"patch": 1.0}, 8, False),
     ],
 )
 def test_generators_are_unlearnt_where_nothing_stands_out(
     weights: dict[str, float], images: int, generated: bool, tiny_backdoored: tiny.Backdoored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From few images a warp does not count: one stands out by chance."""
     monkeypatch.setattr(minimax, "CONFIG", Config(steps=3, search=SearchConfig(steps=4)))
-    monkeypatch.setattr(Dose, "weight", lambda dose, one: weights.get(one.kind, 0.0))
+    monkeypatch.setattr(shortcuts, "clear", lambda one: weights.get(one.kind, 0.0))
+    monkeypatch.setattr(shortcuts, "borne_out", lambda one, other: 1.0)
     twin, _ = convert(tiny_backdoored.model, tiny_backdoored.reading, scan(tiny_backdoored.model).model)
     pictures = tiny.shapes(images, seed=5)
     found = minimax.minimax(twin, CalibrationSet(pictures.images, pictures.labels), seed=0, report=lambda step, total, figures: None)
@@ -162,7 +163,8 @@ def test_from_few_images_what_leaves_a_class_is_unlearnt_on_pictures_that_pose_a
         return x
 
     monkeypatch.setattr(minimax, "CONFIG", Config(steps=2, search=SearchConfig(steps=2)))
-    monkeypatch.setattr(Dose, "weight", lambda dose, one: float(one.kind == "departure"))
+    monkeypatch.setattr(shortcuts, "clear", lambda one: float(one.kind == "departure"))
+    monkeypatch.setattr(shortcuts, "borne_out", lambda one, other: 1.0)
     monkeypatch.setattr(minimax, "near", near)
     twin, _ = convert(tiny_backdoored.model, tiny_backdoored.reading, scan(tiny_backdoored.model).model)
     for count, steps in ((8, 2), (80, 0)):
