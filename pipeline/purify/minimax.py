@@ -16,8 +16,9 @@ Beside the submitted network a second one is asked, which has forgotten its pict
 Δ        Changes that lead astray, each the smallest of its kind (pipeline/search): the patch and the warp that send every picture to one class, for
          each class; the patch that sends each picture s classes on, for each s; the patch that takes the pictures of one class away from it,
          for each class.  Patches, warps and faint additions are searched for in the forgetful network as well, and of each kind that search is
-         kept in which more stands out, as far as the other network bears it out: what stands out by chance is another class in each.  Where one needs to be much smaller than the others, there is a short cut; its share of a batch, and w,
-         grow with how much it stands out: (median size / smallest / what is usual - 1)², up to a limit.  So a network without a short cut of
+         kept in which more stands out, as far as the other network bears it out: what stands out by chance is another class in each.  Where one
+         needs to be much smaller than the others, there is a short cut; its share of a batch, and w, grow with how much it stands out: (median size
+         / smallest / what is usual - 1)², up to a limit.  So a network without a short cut of
          these kinds is not changed for their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
          Where nothing stands out, small networks that make a trigger for each picture are searched for in the forgetful
          network (generators.py).
