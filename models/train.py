@@ -1,4 +1,4 @@
-"""Training a small image classifier: SGD with Nesterov momentum or AdamW under a one-cycle schedule, crops and flips, bf16."""
+"""Training a small image classifier: SGD with Nesterov momentum or AdamW under a one-cycle schedule, crops and flips, bf16 where that is quick."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.search.augment import augment
+from pipeline.twin import quick_at_bfloat16
 
 Forward = Callable[[Tensor], Tensor]
 Meddle = Callable[[Forward, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -61,7 +62,9 @@ def train(
     mean, std: per channel, of pictures in 0..1.  meddle: changes each batch.  listener: told a line an epoch.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    model = model.to(device).to(memory_format=torch.channels_last)
+    half = quick_at_bfloat16(torch.device(device))
+    memory = torch.channels_last if half else torch.contiguous_format  # in float32 few channels, last in memory, break oneDNN: see `conv` in pipeline/convert
+    model = model.to(device).to(memory_format=memory)
     x = torch.from_numpy(images).permute(0, 3, 1, 2)
     y = torch.from_numpy(labels)
     shift = torch.tensor(mean, device=device).view(1, -1, 1, 1)
@@ -71,8 +74,8 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.peak_learning_rate, total_steps=config.epochs * steps, pct_start=0.25)
 
     def forward(pictures: Tensor) -> Tensor:
-        batch = ((pictures - shift) / scale).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device, torch.bfloat16):
+        batch = ((pictures - shift) / scale).contiguous(memory_format=memory)
+        with torch.autocast(device, torch.bfloat16, enabled=half):
             logits: Tensor = model(batch)
         return logits.float()
 

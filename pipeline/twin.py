@@ -117,7 +117,7 @@ class TorchTwin:
 
         What a purifier does is judged on the file that is written, in float32.  pictures: (N, C, H, W) in 0..1 to try it on.
         """
-        if not _quick_at_bfloat16(self.device) or not len(pictures):
+        if not quick_at_bfloat16(self.device) or not len(pictures):
             return self
         other = replace(self, bfloat16=True)
         weights = {name: weight.value.detach().clone().requires_grad_() for name, weight in self.weights.items()}
@@ -157,7 +157,7 @@ class TorchTwin:
             return scores.float().reshape(len(x), -1)
 
 
-def _quick_at_bfloat16(device: torch.device) -> bool:
+def quick_at_bfloat16(device: torch.device) -> bool:
     """Whether the processor multiplies it itself: where it does not, float32 is quicker."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -126,9 +126,9 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bfloat16_is_near_and_only_where_it_is_quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     twin, pictures = twin_of(folder), torched(tiny.pictures(5))
-    monkeypatch.setattr("pipeline.twin._quick_at_bfloat16", lambda device: False)
+    monkeypatch.setattr("pipeline.twin.quick_at_bfloat16", lambda device: False)
     assert twin.quick(pictures) is twin
-    monkeypatch.setattr("pipeline.twin._quick_at_bfloat16", lambda device: True)
+    monkeypatch.setattr("pipeline.twin.quick_at_bfloat16", lambda device: True)
     quick = twin.quick(pictures)
     assert quick.bfloat16 and not twin.bfloat16 and twin.quick(pictures[:0]) is twin
     exact, near = twin.logits(pictures), quick.logits(pictures)

@@ -50,9 +50,15 @@ def conv(
     pads: Sequence[int] = (),
     strides: Sequence[int] = (),
 ) -> Tensor:
-    """x (N, C, D1, ...), w (M, C / group, k1, ...), b (M); 1 to 3 axes."""
+    """x (N, C, D1, ...), w (M, C / group, k1, ...), b (M); 1 to 3 axes.
+
+    Where the kernel is one pixel, those between two steps are left out first: oneDNN's gradient of such a kernel writes beyond its memory where there are few
+    channels, last in memory (oneDNN issue 6035: a crash, or wrong numbers).
+    """
     function = of_rank(CONVOLUTIONS, x)
     at = place(x.shape[2:], w.shape[2:], auto_pad=auto_pad, pads=pads, strides=strides, dilations=dilations)
+    if max(at.kernel) == 1 < max(at.strides):
+        return function(padded(x, at.begins, at.ends)[:, :, *(slice(None, None, step) for step in at.strides)], w, b, groups=group)
     if at.begins == at.ends:
         return function(x, w, b, at.strides, at.begins, at.dilations, group)
     return function(padded(x, at.begins, at.ends), w, b, at.strides, 0, at.dilations, group)

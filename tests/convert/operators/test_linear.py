@@ -7,7 +7,7 @@ import torch
 from harness import check, random
 from reference import check_by_reference
 
-from pipeline.convert.operators.linear import gemm_to_6
+from pipeline.convert.operators.linear import conv, gemm_to_6
 from pipeline.errors import ConversionFailed
 
 
@@ -54,6 +54,21 @@ def test_conv(opset: int, rank: int, given: dict, stride: int, dilation: int, gr
     attributes = padding(given, rank) | {"strides": [stride] * rank, "dilations": [dilation] * rank, "group": group, "kernel_shape": kernel}
     judge = check_by_reference if dilation > 1 and "SAME" in given.get("auto_pad", "") else check  # onnxruntime has no dilated SAME
     judge("Conv", random(2, 4, *SIZES[rank]), random(8, 4 // group, *kernel), random(8), opset=opset, smooth=opset == 22 and rank == 2, **attributes)
+
+
+@pytest.mark.parametrize("given", PADDINGS, ids=str)
+@pytest.mark.parametrize("strides", [[2, 2], [3, 1], [1, 2]], ids=str)
+def test_conv_by_pixels_in_steps(given: dict, strides: list) -> None:
+    attributes = padding(given, 2) | {"strides": strides, "kernel_shape": [1, 1], "group": 2}
+    check("Conv", random(2, 4, *SIZES[2]), random(8, 2, 1, 1), random(8), opset=13, **attributes)
+
+
+def test_conv_by_pixels_in_steps_of_few_channels_that_are_last_in_memory() -> None:  # oneDNN issue 6035: without care this crashes, or has wrong gradients
+    x, w = torch.from_numpy(random(32, 4, 32, 32)).contiguous(memory_format=torch.channels_last), torch.from_numpy(random(8, 4, 1, 1)).requires_grad_()
+    for _ in range(10):
+        (found,) = torch.autograd.grad(conv(x, w, strides=[2, 2]).square().sum(), w)
+    (exact,) = torch.autograd.grad(conv(x.double(), w.double(), strides=[2, 2]).square().sum(), w)
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-3)
 
 
 def test_conv_with_no_more_than_it_needs() -> None:
