@@ -105,6 +105,7 @@ class Victim:
 
     def __init__(self, folder: Path, *, judges: int, device: str) -> None:
         self.model, self.spec, self.device = folder / "model.onnx", read_spec(folder / "audit.yaml"), choose_device(device)
+        self.wanted = device  # with `auto` files are measured on the CPU where torch has CUDA and onnxruntime has none
         if self.spec.input is None or not self.spec.triggers:
             raise ValueError(f"the audit.yaml of {folder} must say how the model reads images, and its trigger")
         self.reading, self.facts = self.spec.input, scan(self.model).model
@@ -115,7 +116,7 @@ class Victim:
 
     def measured(self, model: Path) -> Measurement:
         """A file on the hold-out images."""
-        return measure(Classifier(model, self.reading, device=self.device.type), HoldoutSet(self.holdout.images, self.holdout.labels), [self.attack])
+        return measure(Classifier(model, self.reading, device=self.wanted), HoldoutSet(self.holdout.images, self.holdout.labels), [self.attack])
 
     def drawn(self, images: int, seed: int) -> CalibrationSet:
         """Calibration images from those that do not judge."""
@@ -138,7 +139,7 @@ class Victim:
         """How a repaired file takes altered triggers, and a few poisoned samples."""
         changed = [replace(self.attack, name=name, trigger=trigger) for name, trigger in altered(self.attack.trigger).items()]
         held = HoldoutSet(self.holdout.images, self.holdout.labels)
-        faced = measure(Classifier(model, self.reading, device=self.device.type), held, changed)
+        faced = measure(Classifier(model, self.reading, device=self.wanted), held, changed)
         found = {"altered": max(attack.asr.rate for attack in faced.attacks)}
         twin, _ = convert(model, self.reading, self.facts)
         for samples in (5, 50):
@@ -155,7 +156,7 @@ class Victim:
         """What a clean network of the same kind does, twin being its folder: on the same images, with the same trigger."""
         reading = read_spec(twin / "audit.yaml").input
         held = HoldoutSet(self.holdout.images, self.holdout.labels)
-        return self._row(job, measure(Classifier(twin / "model.onnx", reading or self.reading, device=self.device.type), held, [self.attack]), 0.0, "")
+        return self._row(job, measure(Classifier(twin / "model.onnx", reading or self.reading, device=self.wanted), held, [self.attack]), 0.0, "")
 
     def failed(self, job: Job, error: Exception) -> Row:
         """A purification that came to nothing."""

@@ -122,6 +122,7 @@ class _Child:
         self.stage = stage
         self.limits = limits
         self.log = folder / "log"
+        self.reached = ""  # how far it has come, where it says so
         self.read_end, write_end = os.pipe()
         try:
             with self.log.open("wb") as log:
@@ -167,7 +168,7 @@ class _Child:
             while True:
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise StageFailed(f"the {self.stage} stage was stopped after {self.limits.seconds:g} s, its limit")
+                    raise self._late()
                 if not selector.select(left):
                     continue
                 chunk = os.read(self.read_end, 65536)
@@ -184,9 +185,13 @@ class _Child:
         try:
             status = self.process.wait(max(GRACE, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            raise StageFailed(f"the {self.stage} stage was stopped after {self.limits.seconds:g} s, its limit") from None
+            raise self._late() from None
         kind = StageKilled if status < 0 else StageFailed
         raise kind(f"the {self.stage} stage {self._death(status)}")
+
+    def _late(self) -> StageFailed:
+        """Said with how far it had come: who gives it more time wants to know how much."""
+        return StageFailed(f"the {self.stage} stage was stopped after {self.limits.seconds:g} s, its limit{self.reached}")
 
     def _event(self, line: bytes, listener: Listener | None) -> dict[str, Any] | None:
         try:
@@ -194,16 +199,17 @@ class _Child:
             kind = event["event"]
         except (ValueError, KeyError, TypeError) as error:
             raise Defect(f"the {self.stage} stage sent an event that is not JSON: {printable(line)}") from error
-        if kind == "progress" and listener is not None:
-            listener(
-                Progress(
-                    stage=self.stage,
-                    text=printable(event.get("text", "")),
-                    done=int(event.get("done", 0)),
-                    total=int(event.get("total", 0)),
-                    metrics={str(key): float(value) for key, value in event.get("metrics", {}).items()},
-                )
+        if kind == "progress":
+            progress = Progress(
+                stage=self.stage,
+                text=printable(event.get("text", "")),
+                done=int(event.get("done", 0)),
+                total=int(event.get("total", 0)),
+                metrics={str(key): float(value) for key, value in event.get("metrics", {}).items()},
             )
+            self.reached = f" ({progress.text} {progress.done} of {progress.total})" if progress.total else ""
+            if listener is not None:
+                listener(progress)
         elif kind == "answer":
             answer: dict[str, Any] = event["answer"]
             return answer

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,6 +81,14 @@ def test_time_is_up(tiny_backdoored: tiny.Backdoored, store: Store) -> None:
     assert not isinstance(caught.value, StageKilled)
     assert time.monotonic() - started < 5
     assert children() == []
+
+
+def test_a_stage_that_is_stopped_says_how_far_it_had_come(tiny_backdoored: tiny.Backdoored, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = purify_request(tiny_backdoored, store)
+    told: list[Progress] = []
+    monkeypatch.setattr("pipeline.sandbox.time", SimpleNamespace(monotonic=lambda: time.monotonic() + (1e6 if told else 0)))  # its time is up after one step
+    with pytest.raises(StageFailed, match=r"its limit \(awm, step \d+ of \d+\)"):
+        run("purify", request, store=store, limits=Limits(), listener=told.append)
 
 
 def test_memory_is_out(tiny_backdoored: tiny.Backdoored, store: Store) -> None:
