@@ -32,7 +32,7 @@ from pipeline.errors import AuditError
 from pipeline.evaluate.measurement import KnownAttack, measure
 from pipeline.evaluate.session import Classifier
 from pipeline.findings import printable
-from pipeline.images import CalibrationSet, HoldoutSet, LabelledImages, read, split
+from pipeline.images import CalibrationSet, HoldoutSet, InputSpec, LabelledImages, read, split
 from pipeline.purify import methods
 from pipeline.results import Measurement
 from pipeline.scan import scan
@@ -116,7 +116,12 @@ class Victim:
 
     def measured(self, model: Path) -> Measurement:
         """A file on the hold-out images."""
-        return measure(Classifier(model, self.reading, device=self.wanted), HoldoutSet(self.holdout.images, self.holdout.labels), [self.attack])
+        return self._facing(model, [self.attack])
+
+    def _facing(self, model: Path, attacks: Sequence[KnownAttack], reading: InputSpec | None = None) -> Measurement:
+        """With as many threads as torch has: this process is one of several that share the cores."""
+        classifier = Classifier(model, reading or self.reading, device=self.wanted, threads=torch.get_num_threads())
+        return measure(classifier, HoldoutSet(self.holdout.images, self.holdout.labels), attacks)
 
     def drawn(self, images: int, seed: int) -> CalibrationSet:
         """Calibration images from those that do not judge."""
@@ -138,9 +143,7 @@ class Victim:
     def _depth(self, model: Path, seed: int) -> dict[str, float]:
         """How a repaired file takes altered triggers, and a few poisoned samples."""
         changed = [replace(self.attack, name=name, trigger=trigger) for name, trigger in altered(self.attack.trigger).items()]
-        held = HoldoutSet(self.holdout.images, self.holdout.labels)
-        faced = measure(Classifier(model, self.reading, device=self.wanted), held, changed)
-        found = {"altered": max(attack.asr.rate for attack in faced.attacks)}
+        found = {"altered": max(attack.asr.rate for attack in self._facing(model, changed).attacks)}
         twin, _ = convert(model, self.reading, self.facts)
         for samples in (5, 50):
             attack = self.attack
@@ -154,9 +157,7 @@ class Victim:
 
     def beside(self, job: Job, twin: Path) -> Row:
         """What a clean network of the same kind does, twin being its folder: on the same images, with the same trigger."""
-        reading = read_spec(twin / "audit.yaml").input
-        held = HoldoutSet(self.holdout.images, self.holdout.labels)
-        return self._row(job, measure(Classifier(twin / "model.onnx", reading or self.reading, device=self.wanted), held, [self.attack]), 0.0, "")
+        return self._row(job, self._facing(twin / "model.onnx", [self.attack], read_spec(twin / "audit.yaml").input), 0.0, "")
 
     def failed(self, job: Job, error: Exception) -> Row:
         """A purification that came to nothing."""

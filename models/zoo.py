@@ -245,7 +245,8 @@ def _measured(folder: Path, spec: AuditSpec, data: Dataset, device: str) -> dict
         built = trigger.relative_to(folder).build(data.channels)
         attacks.append(KnownAttack(name=trigger.name, trigger=built, target=spec.target_of(trigger), source=spec.source_of(trigger)))
     test = HoldoutSet(data.test.images, data.test.labels)
-    return measure(Classifier(folder / "model.onnx", data.reading(), device=device), test, attacks).model_dump(mode="json")
+    judge = Classifier(folder / "model.onnx", data.reading(), device="auto" if device == "cuda" else device)  # onnxruntime may have no CUDA
+    return measure(judge, test, attacks).model_dump(mode="json")
 
 
 def _write_test_images(data: Dataset, path: Path) -> None:

@@ -23,8 +23,8 @@ OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # t
 ort.set_default_logger_severity(3)
 
 
-def open_session(model: Path | bytes, *, device: str) -> ort.InferenceSession:
-    """Open a session on `auto`, `cpu` or `cuda`.
+def open_session(model: Path | bytes, *, device: str, threads: int | None = None) -> ort.InferenceSession:
+    """Open a session on `auto`, `cpu` or `cuda`.  threads: of a CPU; by default one a core.
 
     Only what runs counts: a silent fall from CUDA to CPU is DeviceUnavailable when CUDA was asked for.  Raises ModelRefused when
     onnxruntime cannot load the file.
@@ -35,7 +35,7 @@ def open_session(model: Path | bytes, *, device: str) -> ort.InferenceSession:
     available = ort.get_available_providers()
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     try:
         session = ort.InferenceSession(
             model if isinstance(model, bytes) else str(model),
@@ -56,13 +56,22 @@ class Classifier:
 
     `reading` turns pictures into tensors.  A model with a fixed batch is fed that many at a time, the last ones padded.  output: the
     one that holds the scores; the first float one by default.  probabilities: that they are, which matters where one number an
-    image is all there is: see `pair`.
+    image is all there is: see `pair`.  device, threads: as `open_session` has them.
     """
 
-    def __init__(self, model: Path | bytes, reading: InputSpec, *, device: str = "auto", output: str | None = None, probabilities: bool = False) -> None:
+    def __init__(
+        self,
+        model: Path | bytes,
+        reading: InputSpec,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        output: str | None = None,
+        probabilities: bool = False,
+    ) -> None:
         self.reading = reading
         self.probabilities = probabilities
-        self.session = open_session(model, device=device)
+        self.session = open_session(model, device=device, threads=threads)
         self.provider: str = self.session.get_providers()[0]
         self.input = self.session.get_inputs()[0]
         outputs = self.session.get_outputs()
