@@ -112,6 +112,10 @@ class TorchTwin:
                     setattr(part, name, buffer.to(device))
         return replace(self, module=module, weights=weights, device=device)
 
+    def having(self, weights: Mapping[str, Tensor]) -> TorchTwin:
+        """The same twin, with other values for these of its weights."""
+        return replace(self, weights={name: replace(weight, value=weights.get(name, weight.value)) for name, weight in self.weights.items()})
+
     def quick(self, pictures: Tensor) -> TorchTwin:
         """The same twin, multiplying in bfloat16 where this device is made for that and the model bears it; else this one.
 

@@ -12,7 +12,7 @@ depends on the network: a ResNet-18 is where a small VGG is after 56 when it has
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -41,8 +41,7 @@ CONFIG = Config()
 
 def forgetful(twin: TorchTwin, examples: Examples, share: float, generator: torch.Generator) -> TorchTwin:
     """The same network, on the way to saying nothing of clean pictures.  share: of a batch that is varied.  Raises SpecRefused when nothing can be tuned."""
-    weights = forget(twin, examples, share, CONFIG, generator)
-    return replace(twin, weights={name: replace(weight, value=weights.get(name, weight.value)) for name, weight in twin.weights.items()})
+    return twin.having(forget(twin, examples, share, CONFIG, generator))
 
 
 def forget(twin: TorchTwin, examples: Examples, share: float, config: Config, generator: torch.Generator) -> Weights:

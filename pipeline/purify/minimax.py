@@ -37,7 +37,8 @@ c        Random changes of the kinds that triggers are made of, see corruptions.
 θ        All weights and biases, by Adam with steps that are a share of a weight's typical size: with g to hold them, no mask is needed
          to stay near what was submitted.  What is answered is the mean over the last steps (Izmailov et al., *Averaging Weights Leads to
          Wider Optima*, UAI 2018, arXiv 1803.05407); not quite, but from many images nine tenths of the way there from the submitted weights (Wortsman et al.,
-         *Robust Fine-Tuning of Zero-Shot Models*, CVPR 2022, arXiv 2109.01903): the last tenth unlearns less than it costs.
+         *Robust Fine-Tuning of Zero-Shot Models*, CVPR 2022, arXiv 2109.01903): the last tenth unlearns less than it costs.  Classes that the submitted network
+         never answers are taught at the end (unsaid.py).
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ from pipeline.purify.sau import adversarial
 from pipeline.purify.shortcuts import short_cuts
 from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import Weights, typical, variables
+from pipeline.purify.unsaid import taught
 from pipeline.search.examples import Examples, classes_of
 from pipeline.search.pretenders import near
 from pipeline.search.targeted import Network, Pictures, Posing, Said, Stamped, Targeted
@@ -90,11 +92,11 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     def said_of(x: Tensor) -> Tensor:
         return twin.logits(x).argmax(1)
 
-    def repaired(x: Tensor) -> Tensor:
+    def in_repair(x: Tensor) -> Tensor:
         return twin.logits(x, {name: weight.detach() for name, weight in weights.items()})
 
     def posing(x: Tensor, aims: Tensor) -> Tensor:
-        return near(repaired, x, aims, config.poses)
+        return near(in_repair, x, aims, config.poses)
 
     history = History(report, config.steps)
     for step in range(config.steps):
@@ -105,7 +107,7 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         some = torch.arange(config.corrupted, device=x.device) % config.batch
         worst = trials(twin, weights, x[some], goal.answers[some], generator, critic=cuts.critic)
         stamped = stamp(
-            cuts.searches, cuts.shares, config.batch, backgrounds, own, generator, said=said_of, posing=posing, judge=repaired, tries=config.hardest
+            cuts.searches, cuts.shares, config.batch, backgrounds, own, generator, said=said_of, posing=posing, judge=in_repair, tries=config.hardest
         )
         deceived = adversarial(twin, weights, x[: config.shared], said[: config.shared], config.ascent, generator, submitted=cuts.critic)
         wrong = said_of(deceived)
@@ -125,10 +127,9 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
         if step >= config.steps * (1 - config.averaged):
             mean.add(weights)
         history.add(loss=loss.item(), **{f"loss_{name}": value.item() for name, value in losses.items()})
+    repaired, notes = taught(twin, between(start, mean.weights, dose.answered), examples, generator)
     differences, hypotheses = cuts.suspects(examples.pictures)
-    return Purified(
-        arrays(between(start, mean.weights, dose.answered)), {}, differences.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, cuts.notes
-    )
+    return Purified(arrays(repaired), {}, differences.permute(0, 2, 3, 1).cpu().numpy(), hypotheses, history.steps, cuts.notes + notes)
 
 
 @dataclass

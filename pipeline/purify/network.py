@@ -69,6 +69,12 @@ def layers(twin: TorchTwin) -> list[Layer]:
     return _Graph(twin).layers()
 
 
+def scores(twin: TorchTwin) -> Layer | None:
+    """The one layer whose channels are the scores; None where there is none, or several."""
+    found = _Graph(twin).layers(scoring=True)
+    return found[0] if len(found) == 1 else None
+
+
 def watch(twin: TorchTwin, pictures: Tensor, weights: Mapping[str, Tensor] | None, names: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
     """The logits (N, K) of (N, C, H, W) pictures in 0..1, and what the submodules `names` answered on the way: name -> (N, ...)."""
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -93,11 +99,12 @@ class _Graph:
         inputs = [node for node in self.nodes if node.op == "placeholder"]
         self.weights: dict[object, str] = dict(zip(inputs[1:], twin.weights, strict=True))
 
-    def layers(self) -> list[Layer]:
+    def layers(self, *, scoring: bool = False) -> list[Layer]:
+        """Those that another kernel comes behind, or, `scoring`, those that none does."""
         feeds: dict[fx.Node, bool] = {}  # whether a kernel comes later
         for node in reversed(self.nodes):
             feeds[node] = any(feeds[user] or self.operator(user) in KERNELS for user in node.users)
-        return [layer for node in self.nodes if feeds[node] and (layer := self.layer(node)) is not None]
+        return [layer for node in self.nodes if feeds[node] is not scoring and (layer := self.layer(node)) is not None]
 
     def part(self, node: fx.Node) -> nn.Module | None:
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None

@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from pipeline.convert.to_torch import convert
-from pipeline.purify.network import layers, watch
+from pipeline.purify.network import layers, scores, watch
 from pipeline.scan import scan
 from pipeline.twin import TorchTwin
 
@@ -60,7 +60,16 @@ def test_the_last_layer(nodes: Sequence[onnx.NodeProto], weights: dict[str, np.n
 def test_what_makes_the_scores_is_no_layer(folder: Path) -> None:
     """To prune a channel of it is to delete a class: SqueezeNet ends with a convolution."""
     nodes = [CONV, node("Relu", ["c"], ["r"]), node("Conv", ["r", "W2"], ["d"]), node("GlobalAveragePool", ["d"], ["p"]), node("Flatten", ["p"], ["y"])]
-    assert [layer.kernel for layer in layers(twin_of(nodes, CONVOLUTION | {"W2": V(4, 6, 1, 1)}, folder))] == ["W"]
+    twin = twin_of(nodes, CONVOLUTION | {"W2": V(4, 6, 1, 1)}, folder)
+    layer = scores(twin)
+    assert [layer.kernel for layer in layers(twin)] == ["W"]
+    assert layer is not None and (layer.kernel, layer.channels) == ("W2", 4)
+
+
+def test_two_layers_that_make_the_scores_are_none(folder: Path) -> None:
+    heads = [node("Gemm", ["f", kernel, "fb"], [answer], transB=1) for kernel, answer in (("F", "y0"), ("F2", "y1"))]
+    nodes = [*WITH_NORM[:-1], *heads, node("Add", ["y0", "y1"], ["y"])]
+    assert scores(twin_of(nodes, CONVOLUTION | BN | HEAD | {"F2": V(4, 6, seed=9)}, folder)) is None
 
 
 def test_a_kernel_that_is_used_twice_is_no_layer(folder: Path) -> None:
