@@ -54,11 +54,12 @@ def comparable(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def mean(rows: Sequence[Row], figure: Callable[[Row], float]) -> float:
-    """The mean over victims of the mean over seeds, of the runs that have the figure; NaN where none has."""
+    """The mean over victims of the mean over seeds, of the runs that have the figure; NaN where most victims have no such run."""
     known = [row for row in rows if not isnan(figure(row))]
-    if not known:
+    victims = {row.victim for row in known}
+    if not known or 2 * len(victims) < len({row.victim for row in rows}):
         return nan
-    return statistics.mean(statistics.mean(figure(row) for row in known if row.victim == victim) for victim in {row.victim for row in known})
+    return statistics.mean(statistics.mean(figure(row) for row in known if row.victim == victim) for victim in victims)
 
 
 def table(rows: Sequence[Row]) -> list[str]:
