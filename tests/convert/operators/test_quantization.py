@@ -151,11 +151,16 @@ def test_dynamic_quantize_lets_gradients_through() -> None:
 SIGNS = [(np.uint8, np.uint8), (np.uint8, np.int8), (np.int8, np.int8)]
 
 
+def factor(a: type, b: type, *shape: int) -> np.ndarray:
+    """What an `a` is multiplied with: of int8 seven bits by uint8, as onnxruntime adds two such products in 16 bits, cut off, where a processor has no VNNI."""
+    return whole(b, *shape) // 2 if (a, b) == (np.uint8, np.int8) else whole(b, *shape)
+
+
 @pytest.mark.parametrize(("a", "b"), SIGNS)
 @pytest.mark.parametrize("zeros", ["none", "one", "each"])
 def test_matmul_integer(a: type, b: type, zeros: str) -> None:
     given = {"none": (None, None), "one": (np.array(5, a), np.array(7, b)), "each": (np.array([5], a), np.arange(3, dtype=b))}[zeros]
-    check_whole("MatMulInteger", whole(a, 2, 4, 9), whole(b, 9, 3), *given, opset=10)
+    check_whole("MatMulInteger", whole(a, 2, 4, 9), factor(a, b, 9, 3), *given, opset=10)
 
 
 def test_matmul_integer_with_a_zero_point_for_each_row() -> None:
@@ -170,7 +175,7 @@ def test_matmul_integer_with_a_zero_point_for_each_row() -> None:
 @pytest.mark.parametrize("each", [False, True])
 def test_qlinear_matmul(a: type, b: type, opset: int, each: bool) -> None:
     b_scale, b_zero = (np.linspace(0.01, 0.03, 3, dtype=np.float32), np.arange(3, dtype=b)) if each else (scale(0.02), np.array(7, b))
-    inputs = (whole(a, 2, 4, 9), scale(0.03), np.array(5, a), whole(b, 9, 3), b_scale, b_zero, scale(0.7), np.array(11, a))
+    inputs = (whole(a, 2, 4, 9), scale(0.03), np.array(5, a), factor(a, b, 9, 3), b_scale, b_zero, scale(0.7), np.array(11, a))
     check_whole("QLinearMatMul", *inputs, opset=opset)
 
 
@@ -208,7 +213,7 @@ def test_qlinear_conv(shape: tuple, weight: tuple, attributes: dict, x: type, w:
         w_scale, w_zero = np.linspace(0.01, 0.03, 4, dtype=np.float32), np.zeros(4, w)
     else:
         w_scale, w_zero = scale(0.02), np.array(7, w)
-    given = (whole(x, *shape), scale(0.03), np.array(5, x), whole(w, *weight), w_scale, w_zero, scale(0.7), np.array(11, x))
+    given = (whole(x, *shape), scale(0.03), np.array(5, x), factor(x, w, *weight), w_scale, w_zero, scale(0.7), np.array(11, x))
     check_whole("QLinearConv", *given, *([whole(np.int16, 4).astype(np.int32)] if bias else []), opset=10, **attributes)
 
 
