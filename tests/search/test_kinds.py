@@ -210,16 +210,16 @@ def test_an_opaque_trigger_is_found_by_a_window() -> None:
 
 
 def inverted(x: Tensor) -> Tensor:
-    """Four classes by the brightness of quarters, and class 2 where the last column is what the one before is not: another trigger for each picture."""
+    """Four classes by the brightness of quarters, and class 2 where half of the last column is what the one before is not: another trigger for each picture."""
     seen = 10 * x.clamp(max=0.6)
     quarters = torch.stack([seen[..., rows, columns].mean((1, 2, 3)) for rows in (slice(0, 4), slice(4, 8)) for columns in (slice(0, 4), slice(4, 7))], 1)
-    unlike = (x[..., 7] - (1 - x[..., 6])).abs().mean((1, 2))
+    unlike = (x[..., :4, 7] - (1 - x[..., :4, 6])).abs().mean((1, 2))
     return quarters + 20 * (1 - 4 * unlike).clamp(min=0)[:, None] * torch.tensor([0.0, 0, 1, 0])
 
 
 def test_a_trigger_for_each_picture_is_made_by_a_generator() -> None:
     found = searched(Generators(torch.arange(4), EMPTY, generator()), inverted)
-    assert 2 in found.told.argsort()[:LIKELY].tolist() and len(found.told) == 4, "which of the likely ones is first hangs on the processor's arithmetic"
+    assert int(found.told.argmin()) == 2 and len(found.told) == 4
     assert len(found.classes) == LIKELY * STARTS, "others are searched for, to the likeliest classes alone"
     rows = (found.classes == 2).nonzero()[:, 0]
     assert len(rows) == STARTS and found.aim(int(rows[0])).target == 2
