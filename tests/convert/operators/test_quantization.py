@@ -163,6 +163,19 @@ def test_matmul_integer(a: type, b: type, zeros: str) -> None:
     check_whole("MatMulInteger", whole(a, 2, 4, 9), factor(a, b, 9, 3), *given, opset=10)
 
 
+@pytest.mark.parametrize("zero", [0, 7])
+def test_all_eight_bits_of_int8_count(zero: int) -> None:
+    """Where a processor has no VNNI, onnxruntime is no measure of it: the exact integers are."""
+    a, b, point = whole(np.uint8, 2, 4, 9), whole(np.int8, 9, 3), np.array(zero, np.int8)
+    (y,) = answered(one_node("MatMulInteger", [a, b, None, point], opset=10), [a, b, None, point])
+    np.testing.assert_array_equal(y, a.astype(int) @ (b.astype(int) - zero))
+    scales = scale(0.03), np.array(5, np.uint8), scale(0.02), point, scale(0.7), np.array(11, np.uint8)
+    inputs = [a, *scales[:2], b, *scales[2:]]
+    (y,) = answered(one_node("QLinearMatMul", inputs, opset=10), inputs)
+    exact = (a.astype(int) - 5) @ (b.astype(int) - zero) * np.float64(np.float32(0.03)) * np.float64(np.float32(0.02)) / np.float64(np.float32(0.7))
+    assert np.abs(y - np.clip(np.rint(exact) + 11, 0, 255)).max() <= 1, "but for a half that is rounded"
+
+
 def test_matmul_integer_with_a_zero_point_for_each_row() -> None:
     """onnxruntime has no kernel for it."""
     a, b, rows = whole(np.uint8, 4, 9), whole(np.uint8, 9, 3), np.arange(4, dtype=np.uint8)
