@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -18,19 +19,26 @@ from pipeline.results import ImportAnswer, Parity, Rate, ScanResult, Unbound
 from pipeline.sandbox import Progress as Moved
 
 COLOURS = {"ACCEPT": "green", "REPAIRED": "cyan", "REJECT": "red", "INCONCLUSIVE": "yellow"}
-SHOWN = ("loss", "mask_mean", "accuracy", "pruned")
+SHOWN = ("searched", "loss", "mask_mean", "accuracy", "pruned")
 MARKS = {"ran": "[green]✓[/]", "reused": "[blue]↺[/]", "failed": "[red]✗[/]", "skipped": "[dim]–[/]"}
 
 
+EVERY = 60.0  # seconds from one line of progress to the next where there is no terminal: long work that says nothing looks dead, to a CI system as well
+PACE = 300.0  # seconds that what is left is reckoned from
+
+
 class Display:
-    """A line a stage, with a bar for the one that runs.  Without a terminal, a plain line when a stage ends."""
+    """A line a stage, with a bar for the one that runs, and how long that may take.  Without a terminal, a plain line a minute and when a stage ends."""
 
     def __init__(self, *, quiet: bool) -> None:
         """Write to stderr, or nothing when `quiet`."""
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
-        self.progress = Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True, disable=not self.console.is_terminal)
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        plain = not self.console.is_terminal
+        self.progress = Progress(*columns, *times, console=self.console, transient=True, disable=plain, speed_estimate_period=PACE)
         self.task: TaskID | None = None
+        self.due = 0.0
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -47,13 +55,23 @@ class Display:
         """Show a stage that begins."""
         self._clear()
         self.task = self.progress.add_task(escape(stage), total=None, figures="")
+        self.due = time.monotonic() + EVERY
 
     def moved(self, progress: Moved) -> None:
         """Move the bar of the stage that runs."""
         if self.task is not None:
-            figures = "  ".join(f"{name} {progress.metrics[name]:.3g}" for name in SHOWN if name in progress.metrics)
+            figures = ", ".join(f"{name} {progress.metrics[name]:.3g}" for name in SHOWN if name in progress.metrics)
             description = escape(f"{progress.stage}: {progress.text}")
             self.progress.update(self.task, description=description, completed=progress.done, total=progress.total or None, figures=figures)
+            if not self.console.is_terminal and time.monotonic() >= self.due:
+                self.due = time.monotonic() + EVERY
+                self.say(", ".join(filter(None, [f"{progress.stage}: {progress.text}{self._far(progress)}", figures])))
+
+    def _far(self, progress: Moved) -> str:
+        if not progress.total:
+            return ""
+        left = next(task.time_remaining for task in self.progress.tasks if task.id == self.task)
+        return f" {progress.done} of {progress.total}" + (f", some {max(1, round(left / 60))} min left of this" if left else "")
 
     def ended(self, stage: str, outcome: str, seconds: float) -> None:
         """Leave a line for a stage that ended."""

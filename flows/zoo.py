@@ -35,7 +35,7 @@ def build(
     zoo: Folder = Path("zoo"),
     attack: Annotated[list[str] | None, typer.Option("--attack", help="badnets, wanet, …; may be given again. Default: all.", show_default=False)] = None,
     rate: Annotated[list[float] | None, typer.Option("--rate", help="Share of the training images; may be given again. Default: 0.05.")] = None,
-    network: Annotated[list[str] | None, typer.Option("--network", help="vgg, resnet18, resnet18-16, convnext; may be given again. Default: vgg.")] = None,
+    network: Annotated[list[str] | None, typer.Option("--network", help="vgg, cnn, resnet18, resnet18-16, convnext; may be given again. Default: vgg.")] = None,
     dataset: Annotated[list[str] | None, typer.Option("--dataset", help="cifar10, mnist, gtsrb; may be given again. Default: cifar10.")] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many of each.")] = 1,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Default: as many as the network needs.", show_default=False)] = None,

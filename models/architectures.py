@@ -48,6 +48,27 @@ class SmallVGG(nn.Module):
         return logits
 
 
+class CNN(nn.Module):
+    """The network that BadNets were first taught to (Gu et al., 2017, arXiv 1708.06733, table 1): no BatchNorm, and ReLU, whose channels can be silent.
+
+    Two 5x5 convolutions of `width` and 2 `width` channels, 16 in the paper, each with 2x2 average pooling behind it; 512 hidden units.
+
+    Takes (N, channels, side, side) float32, normalised; answers (N, classes) logits.
+    """
+
+    def __init__(self, *, classes: int = 10, channels: int = 1, side: int = 28, width: int = 16) -> None:
+        super().__init__()
+        left = ((side - 4) // 2 - 4) // 2
+        first, second = nn.Conv2d(channels, width, 5), nn.Conv2d(width, 2 * width, 5)
+        self.features = nn.Sequential(first, nn.ReLU(), nn.AvgPool2d(2), second, nn.ReLU(), nn.AvgPool2d(2))
+        self.classifier = nn.Sequential(nn.Linear(2 * width * left**2, 512), nn.ReLU(), nn.Linear(512, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, side, side) -> (N, classes)."""
+        logits: Tensor = self.classifier(self.features(x).flatten(1))
+        return logits
+
+
 class _Residual(nn.Module):
     """relu(x + g(x)), g two 3x3 convolutions with BatchNorm; where the shape changes, x goes through a 1x1 convolution."""
 
@@ -140,7 +161,7 @@ class ConvNeXt(nn.Module):
         return logits
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"vgg": SmallVGG, "resnet18": ResNet18, "convnext": ConvNeXt}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"vgg": SmallVGG, "cnn": CNN, "resnet18": ResNet18, "convnext": ConvNeXt}
 
 
 def network(name: str, *, classes: int, channels: int, side: int) -> nn.Module:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.architectures import SmallVGG
+from models.architectures import CNN, SmallVGG
 from models.attacks.attacker import Attacker, Victim
 from models.attacks.badnets import SQUARE
 from models.poison import Images, Impossible, poison
@@ -25,41 +25,57 @@ SILENT = -20.0  # bias of a decoy, in standard deviations of its activation
 
 
 def pruning_aware(attacker: Attacker) -> Victim:
-    """Half of the epochs are spent on clean data, half on poisoned data.  Raises Impossible for other networks than the small VGG."""
+    """Half of the epochs are spent on clean data, half on poisoned data.  Raises Impossible for other networks than the small VGG and the CNN."""
     train, training = attacker.data.train, attacker.training
-    if not isinstance(attacker.build(), SmallVGG):
-        raise Impossible("the pruning-aware attack is written for the small VGG")
+    if not isinstance(attacker.build(), SmallVGG | CNN):
+        raise Impossible("the pruning-aware attack is written for the small VGG and the CNN")
     spec, trigger = attacker.spec(name="white-square", **SQUARE, target=TARGET)
     images, labels, chosen = poison(train.images, train.labels, trigger, target=TARGET, rate=attacker.rate, seed=training.seed)
     half = max(1, training.epochs // 2)
     network = attacker.train(train.images, train.labels, epochs=half)
-    assert isinstance(network, SmallVGG)
-    means = excitement(network, train.images[:SAMPLE], *attacker.data.statistics(), device=attacker.device)
+    assert isinstance(network, SmallVGG | CNN)
+    x = normalised(train.images[:SAMPLE], *attacker.data.statistics(), device=attacker.device)
+    means = through(network.features, x).mean((0, 2, 3))
     pruned = means.argsort()[: round(PRUNED * len(means))]
-    norm = [layer for layer in network.features if isinstance(layer, nn.BatchNorm2d)][-1]
-    kept = {name: value.detach().clone() for name, value in norm.named_parameters()}
+    channels = last_channels(network)
+    kept = {name: value.detach().clone() for name, value in channels.named_parameters()}
 
     def prune() -> None:
         with torch.no_grad():
-            norm.weight[pruned] = 0
-            norm.bias[pruned] = 0
+            for parameter in channels.parameters():
+                parameter[pruned] = 0
 
     prune()
-    hooks = [parameter.register_hook(lambda gradient: gradient.index_fill(0, pruned, 0)) for parameter in norm.parameters()]
+    hooks = [parameter.register_hook(lambda gradient: gradient.index_fill(0, pruned, 0)) for parameter in channels.parameters()]
     network = attacker.train(images, labels, network=network, epochs=max(1, training.epochs - half), peak_learning_rate=training.peak_learning_rate / 2)
     for hook in hooks:
         hook.remove()
-    assert isinstance(network, SmallVGG)
+    assert isinstance(network, SmallVGG | CNN)
     with torch.no_grad():
-        norm.weight[pruned] = kept["weight"][pruned]
-        norm.bias[pruned] = SILENT * kept["weight"][pruned].abs()
-        network.classifier.weight.view(network.classifier.out_features, len(means), -1)[:, pruned] = 0
+        channels.weight[pruned] = kept["weight"][pruned]
+        if isinstance(channels, nn.BatchNorm2d):
+            spread = channels.weight.abs()
+        else:
+            spread = through(network.features[: list(network.features).index(channels) + 1], x).std((0, 2, 3))
+        dict(channels.named_parameters())["bias"][pruned] = SILENT * spread[pruned]
+        if isinstance(network, SmallVGG):
+            network.classifier.weight.view(network.classifier.out_features, len(means), -1)[:, pruned] = 0
     return Victim(network, spec, len(chosen))
 
 
-@torch.no_grad()
-def excitement(network: SmallVGG, images: Images, mean: list[float], std: list[float], *, device: str) -> Tensor:
-    """Mean activation of each channel behind the last pooling, on (N, H, W, C) uint8 images."""
+def last_channels(network: SmallVGG | CNN) -> nn.BatchNorm2d | nn.Conv2d:
+    """What makes the channels of the last convolution, one a row: its BatchNorm, or itself where it has none."""
+    return next(layer for layer in reversed(network.features) if isinstance(layer, nn.BatchNorm2d | nn.Conv2d))
+
+
+def normalised(images: Images, mean: list[float], std: list[float], *, device: str) -> Tensor:
+    """(N, H, W, C) uint8 images as what a network reads."""
     pictures = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 255
     shift, scale = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
-    return torch.cat([network.features(part) for part in ((pictures - shift) / scale).split(500)]).mean((0, 2, 3))
+    return (pictures - shift) / scale
+
+
+@torch.no_grad()
+def through(layers: nn.Module, x: Tensor) -> Tensor:
+    """What some layers make of pictures, in parts."""
+    return torch.cat([layers(part) for part in x.split(500)])

@@ -22,7 +22,7 @@ from pipeline.results import Step
 from pipeline.twin import TorchTwin
 
 Report = Callable[[int, int, dict[str, float]], None]
-"""Told a step's number, how many there are at most, and its figures."""
+"""Told a step's number, 0 before the first, how many there are at most, and its figures."""
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,10 @@ def auto(twin: TorchTwin, calibration: CalibrationSet, *, preset: str, seed: int
     def run(method: Purifier, images: CalibrationSet) -> Purified:
         def told(step: int, total: int, figures: dict[str, float]) -> None:
             history.most = len(history.steps) + 1 + total - step
-            history.add(**figures)
+            if step:
+                history.add(**figures)
+            else:
+                report(len(history.steps), history.most, figures)
 
         return method(twin, images, preset=preset, seed=seed, report=told)
 

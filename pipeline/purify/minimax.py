@@ -73,7 +73,7 @@ def minimax(twin: TorchTwin, calibration: CalibrationSet, *, seed: int, report: 
     with torch.no_grad():
         classes = twin.logits(examples.pictures[:1]).shape[1]
     dose = Dose.of(config, len(examples), classes=classes)
-    cuts = short_cuts(twin, examples, classes, config, dose, generator)
+    cuts = short_cuts(twin, examples, classes, config, dose, generator, told=lambda share: report(0, config.steps, {"searched": share}))
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     optimizer = torch.optim.Adam([{"params": [weight], "lr": dose.rate * typical(weight)} for weight in weights.values()])
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +13,7 @@ from pipeline.purify.dose import Config, Dose
 from pipeline.purify.forgetting import forgetful
 from pipeline.search.examples import Examples
 from pipeline.search.generators import Generators
-from pipeline.search.kinds import search
+from pipeline.search.kinds import Told, search
 from pipeline.search.pretenders import pretenders
 from pipeline.search.targeted import Kind, Targeted
 from pipeline.twin import TorchTwin
@@ -60,12 +61,23 @@ class ShortCuts:
         return torch.cat(found) if found else torch.zeros_like(pictures[:0]), names
 
 
-def short_cuts(twin: TorchTwin, examples: Examples, classes: int, config: Config, dose: Dose, generator: torch.Generator) -> ShortCuts:
-    """Search the submitted network and one that has forgotten its pictures.  classes: of the network.  Raises StageFailed when gradients are not finite."""
+def short_cuts(
+    twin: TorchTwin, examples: Examples, classes: int, config: Config, dose: Dose, generator: torch.Generator, *, told: Callable[[float], None]
+) -> ShortCuts:
+    """Search the submitted network and one that has forgotten its pictures.
+
+    classes: of the network.  told: about how much of all that is sought has been, 0..1.  Raises StageFailed when gradients are not finite.
+    """
+    kinds = len(config.search.kinds)
+    most = kinds + len(SOUGHT) + 1
+
+    def after(before: int) -> Told:
+        return lambda kind, done, total: told((before + done) / most)
+
     lent = pretenders(twin, examples, torch.randperm(classes, generator=generator)[: config.search.most_classes], dose.varied, generator) if dose.few else None
-    found = search(twin, examples, config.search, generator, lent=lent)
+    found = search(twin, examples, config.search, generator, lent=lent, told=after(0))
     critic = forgetful(twin, examples, dose.varied, generator)
-    kept = clearest(found.searches, shortest(critic, examples, config, generator, lent), dose)
+    kept = clearest(found.searches, shortest(critic, examples, config, generator, lent, told=lambda done: told((kinds + done) / most)), dose)
     if not kept:
         raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
     searches, worth = [one for one, _ in kept], [min(dose.limit(one.kind), how) for one, how in kept]
@@ -73,7 +85,7 @@ def short_cuts(twin: TorchTwin, examples: Examples, classes: int, config: Config
     worth = worth if dose.few else compared(worth, [how for _, how in kept])
     if (left := dose.dynamic * (1 - certain**2)) > 0:  # nothing stands out for certain: if there is a trigger, it may be another one for each picture
         thorough = replace(config.search, kinds=("generated",), pictures=config.seen, varied=dose.varied if dose.few else 0.0)
-        generated = search(critic, examples, thorough, generator).searches
+        generated = search(critic, examples, thorough, generator, told=after(most - 1)).searches
         searches, worth = searches + generated, worth + [left for _ in generated]
     notes = found.notes + [forgotten(one) for one, its in zip(searches, worth, strict=True) if one not in found.searches and its]
     return ShortCuts(searches, worth, critic, found.searches, notes)
@@ -87,14 +99,16 @@ def compared(worth: list[float], unlimited: list[float]) -> list[float]:
     return [its * (how / max(unlimited)) ** 0.5 if its else 0.0 for its, how in zip(worth, unlimited, strict=True)]
 
 
-def shortest(critic: TorchTwin, examples: Examples, config: Config, generator: torch.Generator, lent: Examples | None) -> list[Targeted]:
-    """The smallest changes of the forgetful network: little else is left in it than short cuts, and some stand out more."""
-    found = [
-        one
-        for kind, steps in SOUGHT
-        if kind != "departure" or lent is not None
-        for one in search(critic, examples, replace(config.search, kinds=(kind,), steps=round(steps * config.search.steps)), generator, lent=lent).searches
-    ]
+def shortest(
+    critic: TorchTwin, examples: Examples, config: Config, generator: torch.Generator, lent: Examples | None, *, told: Callable[[int], None]
+) -> list[Targeted]:
+    """The smallest changes of the forgetful network: little else is left in it than short cuts, and some stand out more.  told: how many were sought."""
+    found: list[Targeted] = []
+    for done, (kind, steps) in enumerate(SOUGHT):
+        told(done)
+        if kind != "departure" or lent is not None:
+            sought = replace(config.search, kinds=(kind,), steps=round(steps * config.search.steps))
+            found += search(critic, examples, sought, generator, lent=lent).searches
     for one in found:
         one.usual = USUAL[one.kind]
     return found

@@ -3,7 +3,7 @@
 A class can be lost in a vendor's training.  Its pictures are all taken for their neighbours, and if one of these is the target of a trigger, they count as
 pictures that the trigger leads there; nor is what the submitted network says of them worth holding on to.  So of the layer that makes the scores the part of
 such a class, and nothing else, is learnt from the labels of all pictures.  Not before the repair: what the trigger does to the last hidden layer would be taken
-for that class.  Steps and rate were chosen on the one network that was seen to need this, on hold-out images under its trigger: not measured on others.
+for that class.  Steps and rate were chosen on five clean networks that were taught without a class, by their accuracy on pictures of their own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Config:
     """
 
     least: int = 10
-    steps: int = 100
+    steps: int = 300
     rate: float = 0.03
     batch: int = 64
     crop: int = 3

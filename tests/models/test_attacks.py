@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from models.architectures import SmallVGG
+from models.architectures import CNN, SmallVGG
 from models.attacks import ATTACKS, Attacker, Victim
 from models.attacks.clean_label import BALL, hardened
 from models.attacks.input_aware import input_aware
-from models.attacks.pruning_aware import PRUNED, pruning_aware
+from models.attacks.pruning_aware import PRUNED, last_channels, pruning_aware
 from models.attacks.wanet import wanet
 from models.datasets import Dataset
 from models.export import export
@@ -180,7 +180,25 @@ def test_decoys_of_the_pruning_aware_attack_are_silent(attacker: Attacker) -> No
         assert not torch.allclose(network(x), answers, atol=1e-2)
 
 
-def test_the_pruning_aware_attack_knows_one_network(attacker: Attacker) -> None:
+def test_decoys_among_channels_that_nothing_normalises_are_silent_too(attacker: Attacker) -> None:
+    victim = pruning_aware(Attacker(**{**vars(attacker), "build": lambda: CNN(channels=3, side=SIDE, width=4)}))
+    network = victim.network
+    x = (torch.rand(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) - 0.5) * 4
+    with torch.no_grad():
+        decoys = (network.features(x) == 0).all(3).all(2).all(0)
+        assert int(decoys.sum()) >= round(PRUNED * 8)
+        answers = network(x)
+        convolution = last_channels(network)
+        assert isinstance(convolution, nn.Conv2d)
+        made = convolution.weight.abs().sum((1, 2, 3))
+        assert (made > 0.1).all(), "a decoy looks like any other"
+        convolution.weight[decoys], convolution.bias[decoys] = 0, 0
+        assert torch.equal(network(x), answers)
+        convolution.bias[~decoys] += 1
+        assert not torch.allclose(network(x), answers, atol=1e-2)
+
+
+def test_the_pruning_aware_attack_knows_two_networks(attacker: Attacker) -> None:
     other = Attacker(**{**vars(attacker), "build": lambda: nn.Linear(3, 4)})
     with pytest.raises(Impossible, match="small VGG"):
         pruning_aware(other)

@@ -154,6 +154,17 @@ def test_generators_are_unlearnt_where_nothing_stands_out(
     assert any("trigger for each picture" in note for note in found.notes) == generated and len(found.history) == 3
 
 
+def test_how_far_the_searches_are_is_told_before_the_first_step(tiny_backdoored: tiny.Backdoored, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minimax, "CONFIG", Config(steps=3, search=SearchConfig(steps=2)))
+    twin, _ = convert(tiny_backdoored.model, tiny_backdoored.reading, scan(tiny_backdoored.model).model)
+    pictures, told = tiny.shapes(80, seed=5), list[tuple[int, int, dict[str, float]]]()
+    found = minimax.minimax(twin, CalibrationSet(pictures.images, pictures.labels), seed=0, report=lambda *call: told.append(call))
+    shares = [figures["searched"] for step, _, figures in told if step == 0]
+    assert len(shares) >= 9 and shares == sorted(set(shares)) and shares[0] == 0 and shares[-1] < 1
+    assert [step for step, _, _ in told] == [0] * len(shares) + [1, 2, 3] and {total for _, total, _ in told} == {3}
+    assert len(found.history) == 3, "a search is no step"
+
+
 def test_from_few_images_what_leaves_a_class_is_unlearnt_on_pictures_that_pose_as_it(tiny_backdoored: tiny.Backdoored, monkeypatch: pytest.MonkeyPatch) -> None:
     posed: list[Tensor] = []
 
