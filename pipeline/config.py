@@ -60,7 +60,7 @@ class Purify(Section):
     preset: Literal["default", "paper"] = "default"
     images: Annotated[int, Field(ge=1)] | None = None
     when: Literal["auto", "always", "never"] = "auto"
-    seconds: Positive = 1800.0
+    seconds: Positive = 7200.0  # some four times what a small CIFAR network takes on one slow core; a stage that hangs is still stopped
 
 
 class Detect(Section):
