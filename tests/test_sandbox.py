@@ -110,7 +110,7 @@ def test_killed_from_outside(tiny_backdoored: tiny.Backdoored, store: Store) -> 
     with pytest.raises(StageKilled, match=r"purify stage was killed by signal 9 \(SIGKILL\)"):
         run("purify", request, store=store, limits=Limits(), listener=kill)
     assert seen
-    assert seen[0].metrics["loss"] >= 0
+    assert seen[0].metrics == {"searched": 0.0} and seen[0].done == 0 < seen[0].total
     assert list((store.folder / "scratch").iterdir()) == []
 
 
