@@ -21,8 +21,6 @@ from pipeline.sandbox import Progress as Moved
 COLOURS = {"ACCEPT": "green", "REPAIRED": "cyan", "REJECT": "red", "INCONCLUSIVE": "yellow"}
 SHOWN = ("searched", "loss", "mask_mean", "accuracy", "pruned")
 MARKS = {"ran": "[green]✓[/]", "reused": "[blue]↺[/]", "failed": "[red]✗[/]", "skipped": "[dim]–[/]"}
-
-
 EVERY = 60.0  # seconds from one line of progress to the next where there is no terminal: long work that says nothing looks dead, to a CI system as well
 PACE = 300.0  # seconds that what is left is reckoned from
 

@@ -57,7 +57,8 @@ def pruning_aware(attacker: Attacker) -> Victim:
             spread = channels.weight.abs()
         else:
             spread = through(network.features[: list(network.features).index(channels) + 1], x).std((0, 2, 3))
-        dict(channels.named_parameters())["bias"][pruned] = SILENT * spread[pruned]
+        assert channels.bias is not None
+        channels.bias[pruned] = SILENT * spread[pruned]
         if isinstance(network, SmallVGG):
             network.classifier.weight.view(network.classifier.out_features, len(means), -1)[:, pruned] = 0
     return Victim(network, spec, len(chosen))

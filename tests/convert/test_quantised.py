@@ -47,7 +47,6 @@ class Quantised:
     """A ResNet-18 with a backdoor, in int8.  calibration, holdout: images that it was not trained on."""
 
     path: Path
-    per_channel: bool
     calibration: CalibrationSet
     holdout: HoldoutSet
 
@@ -65,7 +64,7 @@ def quantised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         folder / "float.onnx", folder / "model.onnx", Reader(READING.tensor(calibration.pictures())), quant_format=QuantFormat.QDQ,
         per_channel=request.param, weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
     )  # fmt: skip
-    return Quantised(folder / "model.onnx", request.param, calibration, holdout)
+    return Quantised(folder / "model.onnx", calibration, holdout)
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +104,8 @@ def test_imports_purifies_and_comes_back_in_int8(quantised: Quantised, folder: P
     kernels = [name for name, weight in twin.weights.items() if weight.role == "convolution"]
     assert len(kernels) == 12
 
-    shorter = dose.Config(steps=60, batch=32, corrupted=32, shared=16, search=kinds.Config(steps=30))  # it is an easy backdoor
-    monkeypatch.setattr(minimax, "CONFIG", shorter)
-    method = "ft" if quantised.per_channel else "awm"  # one repair is enough; how weights come back is asked of both
-    purified = methods()[method](twin, quantised.calibration, preset="default", seed=0, report=lambda *_: None)
+    monkeypatch.setattr(minimax, "CONFIG", dose.Config(steps=60, search=kinds.Config(steps=40)))  # half as long: it is an easy backdoor
+    purified = methods()["awm"](twin, quantised.calibration, preset="default", seed=0, report=lambda *_: None)
     files, changes = write_back(quantised.path, ["model.onnx"], purified.weights, folder / "out")
     assert differences(quantised.path, files["model.onnx"]) == sorted(change.name for change in changes)
     written = {tensor.name: tensor for tensor in onnx.load(files["model.onnx"]).graph.initializer}
@@ -118,4 +115,4 @@ def test_imports_purifies_and_comes_back_in_int8(quantised: Quantised, folder: P
     after = measure(Classifier(files["model.onnx"], READING, device="cpu"), quantised.holdout, [attack])
     in_torch = accuracy_of(twin, quantised.holdout, {name: torch.from_numpy(value) for name, value in purified.weights.items()})
     assert abs(after.clean.rate - in_torch) <= 0.01
-    assert method == "ft" or after.attacks[0].asr.rate < before.attacks[0].asr.rate / 2
+    assert after.attacks[0].asr.rate < before.attacks[0].asr.rate / 2

@@ -74,12 +74,6 @@ def told(tiny_backdoored: tiny.Backdoored) -> Path:
     return written(tiny_backdoored, "told.yaml", {"detect": {"when": "never"}})
 
 
-@pytest.fixture(scope="session")
-def quick(tiny_backdoored: tiny.Backdoored) -> Path:
-    """The same by a quick method, for what does not depend on how good a repair is: it may be too weak for the policy."""
-    return written(tiny_backdoored, "quick.yaml", {"detect": {"when": "never"}, "purify": {"images": 80, "method": "ft"}})
-
-
 def written(model: tiny.Backdoored, name: str, more: dict[str, Any]) -> Path:
     path = model.model.parent / name
     content = {

@@ -41,12 +41,17 @@ def moved(done: int, total: int = 150) -> Progress:
     return Progress(stage="purify", text="awm, step", done=done, total=total, metrics={"loss": 0.5})
 
 
+def twenty_steps(one: Display, clock: Clock) -> None:
+    """One every ten seconds."""
+    for step in range(20):
+        clock.now = 10.0 * step
+        one.moved(moved(done=step))
+
+
 def test_without_a_terminal_long_work_says_once_a_minute_how_far_it_is(clock: Clock) -> None:
     one, said = display(clock, is_terminal=False)
     one.started("purify")
-    for second in range(0, 200, 10):
-        clock.now = float(second)
-        one.moved(moved(done=second // 10))
+    twenty_steps(one, clock)
     one.ended("purify", "ran", 200.0)
     lines = said.getvalue().splitlines()
     assert [line.split(",")[1] for line in lines[:3]] == [" step 6 of 150", " step 12 of 150", " step 18 of 150"]
@@ -88,9 +93,7 @@ def test_a_new_stage_has_its_own_minute(clock: Clock) -> None:
 def test_on_a_terminal_there_is_a_bar_with_what_is_left_and_no_lines(clock: Clock) -> None:
     one, said = display(clock, is_terminal=True)
     one.started("purify")
-    for second in range(0, 200, 10):
-        clock.now = float(second)
-        one.moved(moved(done=second // 10))
+    twenty_steps(one, clock)
     assert said.getvalue() == ""
     one.console.print(one.progress)
     assert "purify: awm, step" in said.getvalue() and "19/150" in said.getvalue() and "0:21:50" in said.getvalue(), "131 steps of 10 seconds"

@@ -50,15 +50,14 @@ def shown(row: Row) -> tuple[object, ...]:
 
 
 def test_rows_are_made_once_and_go_through_the_file(victim: Path, folder: Path) -> None:
-    jobs = [Job(str(victim), method, preset, 40, 0) for method, preset in (("ft", "default"), ("awm", "paper"))]  # quick
+    jobs = [Job(str(victim), "awm", preset, 40, 0) for preset in ("default", "paper")]
     told: list[Row] = []
     rows = compare(jobs, folder / "rows.csv", judges=200, device="cpu", workers=2, listener=lambda row, done, total: told.append(row))
     assert [row.job for row in rows] == jobs and {row.job for row in told} == set(jobs)
     for row in rows:
         assert row.error == "" and row.seconds > 0
         assert row.asr_before > 0.9 and row.acc_before > 0.9
-        assert 0 < row.der <= 1
-    assert any((row.acc, row.asr) != (row.acc_before, row.asr_before) for row in rows), "what was written is measured"
+        assert row.asr < row.asr_before and 0.5 < row.der <= 1
     assert {shown(row) for row in load(Row, folder / "rows.csv")} == {shown(row) for row in rows}
 
     text = (folder / "rows.csv").read_text()
@@ -73,7 +72,7 @@ def test_rows_are_made_once_and_go_through_the_file(victim: Path, folder: Path) 
 
     (deep,) = compare(jobs[:1], folder / "rows.csv", judges=200, device="cpu", workers=2, depth=True)
     assert shown(deep)[:7] == shown(rows[0])[:7] and not isnan(deep.altered)
-    assert 0 <= deep.relearnt_5 <= 1 and deep.relearnt_50 >= deep.asr
+    assert 0 <= deep.relearnt_5 <= 1 and deep.relearnt_50 > deep.asr
     kept = load(Row, folder / "rows.csv")
     assert [one.job for one in kept].count(jobs[0]) <= 1 and any(shown(one) == shown(deep) and not isnan(one.altered) for one in kept), "it stands once"
     (fewer,) = compare(jobs[1:], folder / "rows.csv", judges=100, device="cpu", workers=1)
