@@ -1,7 +1,8 @@
 """The curve of Fine-Pruning: what a victim still knows, and whether its backdoor still fires, as its dormant channels are pruned.
 
 Liu, Dolan-Gavitt, Garg (RAID 2018, section 4.1, figure 7): accuracy holds while dormant channels go, and the backdoor with it; it falls late,
-all at once.  Under the pruning-aware attack it never does before accuracy has gone, and it takes the fine-tuning behind the pruning.
+all at once.  Under the pruning-aware attack it never does before accuracy has gone, and it takes the fine-tuning behind the pruning, which takes
+enough images.
 Nothing of this can be seen without the trigger, so it is part of a benchmark and not of a purifier.
 """
 
@@ -24,7 +25,7 @@ from pipeline.purify.fine_pruning import dormancy, last_convolution, masked
 from pipeline.search.examples import Examples
 
 POINTS = 16
-IMAGES = 500  # that show which channels are dormant
+IMAGES = 2500  # calibration images, at most: with a few hundred, what removes the backdoor in fine-tuning costs accuracy
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """points: from no channel to all but one sixteenth.  stopped: where Fine-Pruning stops on calibration images; tuned: after it has fine-tuned."""
+    """images: for calibration.  points: from no channel to all but one sixteenth.  stopped: where Fine-Pruning stops; tuned: after it has fine-tuned."""
 
     victim: str
+    images: int
     channels: int
     points: list[Point]
     stopped: Point
@@ -48,9 +50,12 @@ class Curve:
 
 
 def pruning_curve(folder: Path, *, images: int, judges: int, seed: int, device: str) -> Curve:
-    """Prune a victim's last convolution channel by channel, each point through a file.  Raises ValueError where it has no such layer."""
+    """Prune a victim's last convolution channel by channel, each point through a file.  images: for calibration, or all that there are beside the judges.
+
+    Raises ValueError where it has no such layer.
+    """
     victim = Victim(folder, judges=judges, device=device)
-    calibration = victim.drawn(images, seed)
+    calibration = victim.drawn(min(images, len(victim.pool)), seed)
     twin = convert(victim.model, victim.reading, victim.facts)[0].to(victim.device)
     layer = last_convolution(twin)
     if layer is None:
@@ -65,7 +70,7 @@ def pruning_curve(folder: Path, *, images: int, judges: int, seed: int, device: 
     mask = torch.from_numpy(found.masks[layer.kernel].copy()).movedim(layer.axis, 0).flatten(1)
     gone = int((mask.amax(1) == 0).sum())
     counts = sorted({layer.channels * point // POINTS for point in range(POINTS)})
-    return Curve(folder.name, layer.channels, [at(count) for count in counts], at(gone), _point(victim, found.weights, gone))
+    return Curve(folder.name, len(calibration), layer.channels, [at(count) for count in counts], at(gone), _point(victim, found.weights, gone))
 
 
 def _point(victim: Victim, weights: Mapping[str, NDArray[np.float32]], pruned: int) -> Point:
@@ -82,15 +87,15 @@ def section(curves: Sequence[Curve], plot: str) -> list[str]:
         "",
         f"![Channels of the last convolution that are pruned, against ACC and ASR]({plot})",
         "",
-        f"Channels of the last convolution go, the most dormant on {IMAGES} calibration images first. Dotted: where Fine-Pruning stops; at the right: after"
-        " it has fine-tuned.",
+        "Channels of the last convolution go, the most dormant on calibration images first. Dotted: where Fine-Pruning stops; at the right: after it has"
+        " fine-tuned.",
         "",
-        "| victim | submitted ACC / ASR % | pruned alone, where it stops | pruned and fine-tuned |",
-        "|---|---:|---:|---:|",
+        "| victim | calibration images | submitted ACC / ASR % | pruned alone, where it stops | pruned and fine-tuned |",
+        "|---|---:|---:|---:|---:|",
     ]
     for curve in curves:
         stopped = f"{_pair(curve.stopped)} ({curve.stopped.pruned} of {curve.channels} channels)"
-        lines.append(f"| {curve.victim} | {_pair(curve.points[0])} | {stopped} | {_pair(curve.tuned)} |")
+        lines.append(f"| {curve.victim} | {curve.images} | {_pair(curve.points[0])} | {stopped} | {_pair(curve.tuned)} |")
     return [*lines, ""]
 
 

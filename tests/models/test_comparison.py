@@ -180,7 +180,8 @@ def test_the_curve_of_fine_pruning(victim: Path) -> None:
     assert curve.points[0].acc > 0.9 and curve.points[0].asr > 0.9 and curve.points[-1].acc < curve.points[0].acc
     assert curve.stopped.pruned == curve.tuned.pruned and 0 <= curve.tuned.asr <= 1
     assert drawn([curve])[:4] == b"\x89PNG"
-    assert f"| {victim.name} | {100 * curve.points[0].acc:.1f} / " in "\n".join(section([curve], "page/pruning.png"))
+    assert curve.images == 60
+    assert f"| {victim.name} | 60 | {100 * curve.points[0].acc:.1f} / " in "\n".join(section([curve], "page/pruning.png"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux kills children with their parent")

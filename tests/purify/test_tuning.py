@@ -16,7 +16,7 @@ from pipeline.errors import StageFailed
 from pipeline.images import CalibrationSet, read, split
 from pipeline.purify import History, Purified, distillation, methods
 from pipeline.purify.distillation import DistillationConfig, attention, stages
-from pipeline.purify.fine_pruning import FinePruningConfig, dormancy, last_convolution, prune, without
+from pipeline.purify.fine_pruning import FinePruningConfig, dormancy, fitting, last_convolution, prune, without
 from pipeline.purify.network import layers, watch
 from pipeline.purify.tuning import TuningConfig, tune, variables
 from pipeline.scan import scan
@@ -128,9 +128,25 @@ def test_pruned_channels_stay_at_zero(twin: TorchTwin, calibration: CalibrationS
     layer = last_convolution(twin)
     assert layer is not None and purified.masks.keys() == {layer.kernel, *layer.own}
     gone = purified.masks[layer.kernel].reshape(layer.channels, -1).max(1) == 0
-    assert gone.any() and f"{gone.sum()} of {layer.channels}" in purified.notes[-1]
+    assert gone.any() and f"{gone.sum()} of {layer.channels}" in purified.notes[-2]
+    assert purified.notes[-1] == "fine-tuned at a rate of 0.01", "40 images judge none"
     assert not purified.weights[layer.kernel][gone].any() and purified.weights[layer.kernel][~gone].any()
     assert not any(purified.weights[name][gone].any() for name in layer.own)
+
+
+@pytest.mark.parametrize(
+    ("rates", "least", "chosen"),
+    [((0.05, 0.02), 50, 0.05), ((1e5, 0.02), 50, 0.02), ((1e5,), 50, 0.01), ((0.05,), 81, 0.01)],
+    ids=["the largest", "the next where that costs accuracy", "none fits", "too few images"],
+)
+def test_fine_pruning_tunes_at_the_largest_rate_that_accuracy_allows(
+    twin: TorchTwin, examples: Examples, rates: tuple[float, ...], least: int, chosen: float
+) -> None:
+    config, seen = FinePruningConfig(rates=rates, least=least, tuning=TuningConfig(epochs=3, clip=float("inf"))), history()
+    assert fitting(twin, {}, examples, examples, config=config, seed=0, history=seen) == replace(config.tuning, rate=chosen)
+    tried = {step.metrics["rate"]: step.metrics["accuracy_judged"] for step in seen.steps if "rate" in step.metrics}
+    fits = {rate for rate, found in tried.items() if found >= accuracy(twin, examples.pictures, examples.labels) - config.drop}
+    assert fits == {chosen} - {config.tuning.rate}
 
 
 def test_without_convolutions_the_layer_is_chosen(folder: Path) -> None:
