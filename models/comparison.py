@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import isnan, nan
 from pathlib import Path
@@ -28,7 +29,7 @@ from pipeline.artifact import atomic_write, sha256
 from pipeline.config import AuditSpec, read_spec
 from pipeline.convert.to_torch import convert
 from pipeline.convert.write_back import write_back
-from pipeline.errors import AuditError
+from pipeline.errors import AuditError, ModelRefused
 from pipeline.evaluate.measurement import KnownAttack, measure
 from pipeline.evaluate.session import Classifier
 from pipeline.findings import printable
@@ -150,7 +151,7 @@ class Victim:
             weights = relearnt(twin.to(self.device), self.pool, attack.trigger, attack.target, source=attack.source, samples=samples, seed=seed)
             if not all(np.isfinite(values).all() for values in weights.values()):
                 continue  # it diverged: nothing can be said of it
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, suppress(ModelRefused):  # nor where weights are so large that it answers NaN
                 files, _ = write_back(model, ["model.onnx"], weights, Path(folder))
                 found[f"relearnt_{samples}"] = self.measured(files["model.onnx"]).attacks[0].asr.rate
         return found

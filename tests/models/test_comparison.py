@@ -20,12 +20,14 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.bench import bench
+from models import comparison
 from models.comparison import ONE_A_CLASS, TWIN, Job, Row, Victim, compare
 from models.comparison_page import by_size, by_victim, table, write_page
 from models.pruning_curve import drawn, pruning_curve, section
 from models.rows import load, to_csv
 from pipeline.errors import BadInput
 from pipeline.images import HoldoutSet
+from pipeline.twin import TorchTwin
 
 T = TypeVar("T")
 
@@ -101,6 +103,19 @@ def test_a_run_that_fails_is_a_row_that_says_why(victim: Path, folder: Path) -> 
     (row,) = compare([Job(str(victim), "awm", "default", 5000, 0)], folder / "rows.csv", judges=200, device="cpu", workers=1)
     assert "5000 calibration images are asked for" in row.error
     assert (row.acc, row.asr, row.der) == (row.acc_before, row.asr_before, 0.5)
+
+
+def test_a_backdoor_that_is_learnt_again_to_nonsense_costs_no_repair(victim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: weights that are finite, but so large that the network answers NaN, made a failure of a repair that had worked."""
+
+    def exploded(twin: TorchTwin, *_: object, samples: int, **__: object) -> dict[str, np.ndarray]:
+        submitted = {name: weight.value.numpy() for name, weight in twin.weights.items()}
+        return {name: np.float32(3e38) * np.sign(values) for name, values in submitted.items()} if samples == 50 else submitted
+
+    monkeypatch.setattr(comparison, "relearnt", exploded)
+    found = Victim(victim, judges=200, device="cpu").purified(Job(str(victim), "clp", "default", 40, 0), depth=True)
+    assert found.error == "" and not isnan(found.altered)
+    assert found.relearnt_5 == found.asr and isnan(found.relearnt_50)
 
 
 @pytest.mark.parametrize("option", [[], ["--twin"]])
