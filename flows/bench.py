@@ -35,6 +35,7 @@ def purify(
     pruning: Annotated[
         list[Path] | None, typer.Option("--pruning", metavar="VICTIM", help="On the page: Fine-Pruning's curve on this one. May be given again.")
     ] = None,
+    pruning_images: Annotated[int, typer.Option("--pruning-images", min=2, help="Calibration images of the curves; all that there are, if fewer.")] = 2500,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device")] = "auto",
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: one a core, and one on CUDA.", show_default=False)] = None,
 ) -> None:
@@ -71,7 +72,7 @@ def purify(
     except BadInput as error:
         _refuse(error)
     if page is not None:
-        write_page(page, load(Row, rows), **_curves(pruning or [], page, judges=judges, device=device))
+        write_page(page, load(Row, rows), **_curves(pruning or [], page, images=pruning_images, judges=judges, device=device))
         typer.echo(page)
     else:
         typer.echo("\n".join(table(found)))
@@ -126,11 +127,11 @@ def _refuse(error: BadInput) -> NoReturn:
     raise typer.Exit(error.exit_code) from error
 
 
-def _curves(victims: list[Path], page: Path, *, judges: int, device: str) -> dict[str, Any]:
+def _curves(victims: list[Path], page: Path, *, images: int, judges: int, device: str) -> dict[str, Any]:
     """What the page says of Fine-Pruning's curve on some victims, each shown the same number of images."""
-    from models.pruning_curve import IMAGES, drawn, pruning_curve, section
+    from models.pruning_curve import drawn, pruning_curve, section
 
     if not victims:
         return {}
-    curves = [pruning_curve(victim, images=IMAGES, judges=judges, seed=0, device=device) for victim in victims]
+    curves = [pruning_curve(victim, images=images, judges=judges, seed=0, device=device) for victim in victims]
     return {"more": section(curves, f"{page.stem}/pruning.png"), "files": {"pruning.png": drawn(curves)}}

@@ -25,7 +25,6 @@ from pipeline.purify.fine_pruning import dormancy, last_convolution, masked
 from pipeline.search.examples import Examples
 
 POINTS = 16
-IMAGES = 2500  # calibration images, at most: with a few hundred, what removes the backdoor in fine-tuning costs accuracy
 
 
 @dataclass(frozen=True)
