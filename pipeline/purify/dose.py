@@ -24,12 +24,12 @@ class Config:
     their distance counts in D.  corrupted: pictures that are changed by chance, tries: changes drawn for each.  shared: those for which ε is sought,
     ascent: how.
 
-    search: how Δ are searched for.  most: the largest w, of warps and, with up to `few` images a class, of what leaves a class or sends each so many on; with
-    more images half of that, and less with less than ten classes, among which one stands out by chance.  Of other kinds it is half of what it is for leaving
-    a class, but 1.  dynamic: w of generators where nothing stands out at all; it falls to 0 where something has w = 1.  seen: pictures for each of them and
-    step of their search.  poses: steps that a picture is changed by to pose as one of a class.  hardest: of so many pictures under Δ that one is unlearnt
-    which it leads furthest astray, but where what the picture was is asked for.  answered: how much of the way to the mean of the weights is gone with `images`
-    or more; with fewer, more of it.
+    search: how Δ are searched for.  parts: patches in place of the smallest one that sends every class on.  most: the largest w, of warps and, with up to `few`
+    images a class, of what leaves a class or sends each so many on; with more images half of that, and less with less than ten classes, among which one
+    stands out by chance.  Of other kinds it is half of what it is for leaving a class, but 1.  dynamic: w of generators where nothing stands out at all; it
+    falls to 0 where something has w = 1.  seen: pictures for each of them and step of their search.  poses: steps that a picture is changed by to pose as one
+    of a class.  hardest: of so many pictures under Δ that one is unlearnt which it leads furthest astray, but where what the picture was is asked for.
+    answered: how much of the way to the mean of the weights is gone with `images` or more; with fewer, more of it.
     """
 
     steps: int = 150
@@ -54,6 +54,7 @@ class Config:
     poses: int = 5
     hardest: int = 4
     search: SearchConfig = SEARCH
+    parts: int = 8
     views: int = 4
     averaged: float = 0.4
     answered: float = 0.9

@@ -11,9 +11,10 @@ from torch import Tensor
 from pipeline.errors import StageFailed
 from pipeline.purify.dose import Config, Dose
 from pipeline.purify.forgetting import forgetful
-from pipeline.search.examples import Examples
+from pipeline.search.examples import Examples, classes_of
 from pipeline.search.generators import Generators
 from pipeline.search.kinds import Told, search
+from pipeline.search.patches import Parts, Shifts
 from pipeline.search.pretenders import pretenders
 from pipeline.search.targeted import Kind, Targeted
 from pipeline.twin import TorchTwin
@@ -80,7 +81,8 @@ def short_cuts(
     kept = clearest(found.searches, shortest(critic, examples, config, generator, lent, told=lambda done: told((kinds + done) / most)), dose)
     if not kept:
         raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
-    searches, worth = [one for one, _ in kept], [min(dose.limit(one.kind), how) for one, how in kept]
+    searches = [in_parts(one, twin, examples, config, generator) if how else one for one, how in kept]
+    worth = [min(dose.limit(one.kind), how) for one, how in kept]
     certain = max(worth)
     worth = worth if dose.few else compared(worth, [how for _, how in kept])
     if (left := dose.dynamic * (1 - certain**2)) > 0:  # nothing stands out for certain: if there is a trigger, it may be another one for each picture
@@ -89,6 +91,19 @@ def short_cuts(
         searches, worth = searches + generated, worth + [left for _ in generated]
     notes = found.notes + [forgotten(one) for one, its in zip(searches, worth, strict=True) if one not in found.searches and its]
     return ShortCuts(searches, worth, critic, found.searches, notes)
+
+
+def in_parts(one: Targeted, twin: TorchTwin, examples: Examples, config: Config, generator: torch.Generator) -> Targeted:
+    """A patch that sends every class on, sought again in parts, or as it was where that comes to nothing; what else there is as it is."""
+    if not isinstance(one, Shifts):
+        return one
+    parts = Parts(one, examples.pictures[:1], generator, patches=config.parts)
+
+    def pictures(index: Tensor) -> Tensor:
+        return examples.drawn(index, config.search.crop, generator)
+
+    parts.search(twin.logits, pictures, classes_of(twin, examples), generator, steps=config.search.steps, count=config.search.pictures)
+    return one if parts.broken else parts
 
 
 def compared(worth: list[float], unlimited: list[float]) -> list[float]:
@@ -142,8 +157,10 @@ def borne_out(one: Targeted, other: Targeted) -> float:
 
 
 def forgotten(one: Targeted) -> str:
-    """What is to be said of a search in the forgetful network."""
+    """What is to be said of a search beside those of the submitted network."""
     if isinstance(one, Generators):
         return "no change stands out for certain, so small networks that make a trigger for each picture were unlearnt too"
     smallest = one.aim(int(one.sizes().argmin()))
+    if isinstance(one, Parts):
+        return f"the {one.name} {smallest} was searched for in {len(one.classes)} parts, of {float(one.sizes().detach().min()):.1f} {one.unit} and more"
     return f"in a copy that has forgotten its pictures, the {one.name} {smallest} stands out: the median is {one.outlier:.1f} times as large"

@@ -1,4 +1,4 @@
-"""Patches: one for each target; for each step to another class (all-to-all); for each class that is left (source-specific)."""
+"""Patches: one for each target; for each step to another class (all-to-all), whole and in parts; for each class that is left (source-specific)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pipeline.search.windows import best_windows
 
 ARRIVED = 0.75  # share of pictures from which on a change does what it should; the price keeps it near 0.9
 SHIFT = 1  # pixels, of pictures that are lent, at most
+HALF = 0.5  # share of the places that a part of a patch may paint in
 EDGE, STEEPNESS, CONTRAST = (-2.0, 0.5), (1.0, 4.0), (1.0, 3.0)  # of a patch that is varied: of the logits of its opacity, and of its pattern
 
 
@@ -44,9 +45,13 @@ class Overlaid(Targeted):
 
 
 class Painted(Overlaid):
-    """The same a (K, 1, H, W) and p (K, C, H, W) on all pictures."""
+    """The same a (K, 1, H, W) and p (K, C, H, W) on all pictures.
+
+    places: (K, 1, H, W) 1 where each may paint, and 0 elsewhere; or 1, everywhere.
+    """
 
     name, price, rate = "patch", 0.02, 0.15
+    places: Tensor | float = 1.0
 
     def start(self, k: int, picture: Tensor, generator: torch.Generator) -> list[Tensor]:
         """Logits of opacity and pattern: almost transparent."""
@@ -60,12 +65,15 @@ class Painted(Overlaid):
 
     def change(self, pictures: Tensor, which: Tensor) -> Tensor:
         """Paint the patches, each of which is made once, and not for each picture."""
-        opacity, pattern = (parameter.sigmoid()[which] for parameter in self.parameters)
+        opacity, pattern = self._opacity()[which], self.parameters[1].sigmoid()[which]
         return pictures + opacity * (pattern - pictures)
 
     def sizes(self) -> Tensor:
         """Pixels that are covered."""
-        return self.parameters[0].sigmoid().sum((1, 2, 3))
+        return self._opacity().sum((1, 2, 3))
+
+    def _opacity(self) -> Tensor:
+        return self.parameters[0].sigmoid() * self.places
 
 
 def bolder(pictures: Tensor, opacity: Tensor, pattern: Tensor, generator: torch.Generator) -> Tensor:
@@ -160,6 +168,21 @@ class Shifts(ByClass):
     def aim(self, row: int) -> Aim:
         """How many steps."""
         return Aim(onward=int(self.classes[row]))
+
+
+class Parts(Shifts):
+    """Several patches that send every picture the same number of classes on, each of which may paint in half of the places alone, drawn by chance.
+
+    The smallest patch is a part of what a network has learnt: what that leaves out sends pictures on when it is unlearnt.
+    """
+
+    sharpness = 0.0  # each of them shows another part
+
+    def __init__(self, whole: Shifts, picture: Tensor, generator: torch.Generator, *, patches: int) -> None:
+        """whole: the smallest of these patches is sought in parts."""
+        step = whole.classes[whole.sizes().argmin()]
+        super().__init__(step.repeat(patches), picture, generator, count=whole.count, lent=whole.lent)
+        self.places = (torch.rand((patches, 1, *self.shape), generator=generator) < HALF).to(picture)
 
 
 class Departures(ByClass):

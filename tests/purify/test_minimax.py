@@ -22,7 +22,7 @@ from pipeline.purify.trials import Trials
 from pipeline.purify.tuning import typical
 from pipeline.scan import scan
 from pipeline.search.kinds import Config as SearchConfig
-from pipeline.search.patches import Patches, Shifts
+from pipeline.search.patches import Parts, Patches, Shifts
 from pipeline.search.targeted import Stamped, Targeted
 from pipeline.search.variety import joined, varied
 from pipeline.search.warps import Warps
@@ -152,6 +152,29 @@ def test_generators_are_unlearnt_where_nothing_stands_out(
     pictures = tiny.shapes(images, seed=5)
     found = minimax.minimax(twin, CalibrationSet(pictures.images, pictures.labels), seed=0, report=lambda step, total, figures: None)
     assert any("trigger for each picture" in note for note in found.notes) == generated and len(found.history) == 3
+
+
+@pytest.mark.parametrize("images", [8, 80])
+@pytest.mark.parametrize("stands_out", [True, False])
+def test_what_sends_every_class_on_is_unlearnt_in_parts(
+    stands_out: bool, images: int, tiny_backdoored: tiny.Backdoored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minimax, "CONFIG", Config(steps=2, parts=3, search=SearchConfig(steps=2)))
+    monkeypatch.setattr(shortcuts, "clear", lambda one: float(stands_out and one.kind == "shift"))
+    shown: list[Targeted] = []
+
+    def watched(searches: list[Targeted], *rest: object, **settings: object) -> Stamped:
+        shown[:] = searches
+        return stamp(searches, *rest, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(minimax, "stamp", watched)
+    twin, _ = convert(tiny_backdoored.model, tiny_backdoored.reading, scan(tiny_backdoored.model).model)
+    pictures = tiny.shapes(images, seed=5)
+    found = minimax.minimax(twin, CalibrationSet(pictures.images, pictures.labels), seed=0, report=lambda step, total, figures: None)
+    (one,) = (one for one in shown if one.kind == "shift")
+    assert isinstance(one, Parts) == stands_out == any("in 3 parts" in note for note in found.notes)
+    assert len(one.classes) == 3, "parts, or each step from 1 to 3"
+    assert not any("parts" in name for name in found.hypotheses), "suspects are those of the search for the smallest"
 
 
 def test_how_far_the_searches_are_is_told_before_the_first_step(tiny_backdoored: tiny.Backdoored, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from pipeline.search.additions import Additions, Faint
 from pipeline.search.examples import Examples
 from pipeline.search.generators import LIKELY, STARTS, Generators
 from pipeline.search.kinds import EVERY, Config, search
-from pipeline.search.patches import Departures, Patches, Shifts
+from pipeline.search.patches import Departures, Parts, Patches, Shifts
 from pipeline.search.targeted import Targeted
 from pipeline.search.warps import Warps, warp
 from pipeline.search.windows import best_windows
@@ -120,6 +120,23 @@ def test_a_short_cut_that_two_in_three_pictures_take_is_small_all_the_same(monke
     found = smallest()
     monkeypatch.setattr(Shifts, "enough", 0.9)
     assert found < 0.7 * smallest()
+
+
+def test_in_parts_every_patch_sends_on_and_keeps_to_its_places() -> None:
+    whole = found_by(Shifts(torch.arange(1, 4), EMPTY, generator(), count=4), cornered([1, 1, 1, 1]))
+    assert isinstance(whole, Shifts)
+    parts = Parts(whole, EMPTY, generator(), patches=6)
+    assert parts.classes.tolist() == [1] * 6 and str(parts.aim(5)) == "to each class + 1"
+    found_by(parts, cornered([1, 1, 1, 1]))
+    painted = parts.differences(torch.zeros(2, 1, 8, 8)).abs() > 0
+    assert isinstance(parts.places, Tensor) and not (painted & (parts.places == 0)).any()
+    middle = [frozenset(places[0, 3:5, 3:5].flatten().nonzero().flatten().tolist()) for places in parts.places]
+    assert len(set(middle)) > 2, "each is another part of what turns pictures"
+    some = torch.tensor([bool(places) for places in middle])
+    assert some.sum() > 3 and bool((parts.reached[some] > 0.4).all()), "where there is a part of it at all"
+    x = bright(torch.arange(200) % 4)
+    drawn = parts.stamp(lambda index: x[index], torch.arange(200) % 4, 300, generator())
+    assert bool((drawn.aims == (drawn.own + 1) % 4).all()) and bool(drawn.restored.all())
 
 
 def test_a_short_cut_from_one_class_stands_out() -> None:
