@@ -22,8 +22,8 @@ Beside the submitted network a second one is asked, which has forgotten its pict
          these kinds is not changed for their sake: to resist the patch that any network has costs accuracy, and repairs nothing.
          Where nothing stands out, small networks that make a trigger for each picture are searched for in the forgetful
          network (generators.py).
-         What sends each picture s classes on is searched for again in parts, each in half of the places, and unlearnt so: the smallest patch is a part of
-         what was learnt.
+         What sends each picture s classes on for certain is searched for again in parts, each in half of the places, and unlearnt so: the smallest patch
+         is a part of what was learnt.
          From few images, what differs by class is searched for on pictures that are made to be of each (pretenders.py), and unlearnt on
          pictures that the network in repair is made to take for one, again in each step.
          Each picture under Δ is that one of several which the network in repair is still surest to take for t: a picture that Δ no longer

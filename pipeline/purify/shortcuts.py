@@ -21,6 +21,7 @@ from pipeline.twin import TorchTwin
 
 # What is sought in the forgetful network, and how long.
 SOUGHT: tuple[tuple[Kind, float], ...] = (("patch", 1.0), ("warp", 1.5), ("warp", 1.5), ("faint", 1.0), ("departure", 2.0))
+CERTAIN = 1.0  # w from which on something stands out for certain: it is twice as small as is usual
 USUAL: dict[Kind, float] = {"patch": 1.75, "warp": 2.0, "faint": 2.0, "departure": 1.5}  # `outlier` of clean networks that have forgotten their pictures
 
 
@@ -81,7 +82,7 @@ def short_cuts(
     kept = clearest(found.searches, shortest(critic, examples, config, generator, lent, told=lambda done: told((kinds + done) / most)), dose)
     if not kept:
         raise StageFailed("nothing can be searched for in this network: its gradients are not finite")
-    searches = [in_parts(one, twin, examples, config, generator) if how else one for one, how in kept]
+    searches = [in_parts(one, twin, examples, config, generator) if how >= CERTAIN else one for one, how in kept]
     worth = [min(dose.limit(one.kind), how) for one, how in kept]
     certain = max(worth)
     worth = worth if dose.few else compared(worth, [how for _, how in kept])

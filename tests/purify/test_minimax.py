@@ -155,12 +155,12 @@ def test_generators_are_unlearnt_where_nothing_stands_out(
 
 
 @pytest.mark.parametrize("images", [8, 80])
-@pytest.mark.parametrize("stands_out", [True, False])
-def test_what_sends_every_class_on_is_unlearnt_in_parts(
-    stands_out: bool, images: int, tiny_backdoored: tiny.Backdoored, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", [1.0, 0.9, 0.0])
+def test_what_sends_every_class_on_for_certain_is_unlearnt_in_parts(
+    how: float, images: int, tiny_backdoored: tiny.Backdoored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(minimax, "CONFIG", Config(steps=2, parts=3, search=SearchConfig(steps=2)))
-    monkeypatch.setattr(shortcuts, "clear", lambda one: float(stands_out and one.kind == "shift"))
+    monkeypatch.setattr(shortcuts, "clear", lambda one: how if one.kind == "shift" else 0.0)
     shown: list[Targeted] = []
 
     def watched(searches: list[Targeted], *rest: object, **settings: object) -> Stamped:
@@ -172,7 +172,7 @@ def test_what_sends_every_class_on_is_unlearnt_in_parts(
     pictures = tiny.shapes(images, seed=5)
     found = minimax.minimax(twin, CalibrationSet(pictures.images, pictures.labels), seed=0, report=lambda step, total, figures: None)
     (one,) = (one for one in shown if one.kind == "shift")
-    assert isinstance(one, Parts) == stands_out == any("in 3 parts" in note for note in found.notes)
+    assert isinstance(one, Parts) == (how == 1) == any("in 3 parts" in note for note in found.notes)
     assert len(one.classes) == 3, "parts, or each step from 1 to 3"
     assert not any("parts" in name for name in found.hypotheses), "suspects are those of the search for the smallest"
 
